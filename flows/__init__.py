@@ -1,0 +1,1 @@
+"""When and where the stages run. The graph itself stands in dvc.yaml."""

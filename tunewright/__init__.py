@@ -1,0 +1,1 @@
+"""What two stages share: the vocabulary and the plumbing. It knows neither DVC nor Prefect."""

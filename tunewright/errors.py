@@ -1,0 +1,31 @@
+"""The three ways in which a stage ends without a result, other than by a defect of ours.
+
+Each has an exit status of its own, so that whoever started the stage can tell a user's mistake from a
+closed gate and from a network that was down, without reading any text.
+"""
+
+EXIT_CRASH = 1
+EXIT_BAD_INPUT = 2
+EXIT_GATE_CLOSED = 3
+EXIT_UNREACHABLE = 4
+
+
+class UserError(Exception):
+    """Bad input. The message names the file, the row or the key, what was found, what was expected, what to do."""
+
+    exit_status = EXIT_BAD_INPUT
+    outcome = "bad_input"
+
+
+class GateClosed(UserError):
+    """A gate judged what it was given and stays shut. Nothing is broken, and a retry would change nothing."""
+
+    exit_status = EXIT_GATE_CLOSED
+    outcome = "gate_closed"
+
+
+class Unreachable(UserError):
+    """Another machine did not answer. The only failure that a retry can mend."""
+
+    exit_status = EXIT_UNREACHABLE
+    outcome = "unreachable"

@@ -1,0 +1,152 @@
+"""Files that are whole or not there: atomic writes, hashes of files and folders, canonical JSON, Parquet.
+
+Every writer here writes beside the target, flushes to the disk and renames, so that a reader (or a run that
+starts after a power cut) sees the old file or the new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunewright.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def fsync(path: Path) -> None:
+    """Flush one file, or one folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on a clean exit it becomes `path`, on an error it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        fsync(temporary)
+        temporary.replace(path)
+        fsync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`; on a clean exit it replaces `path`, on an error it is removed.
+
+    The replacement of a folder takes two renames, so a reader can find no folder for an instant, never a
+    mixture of two.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        for found in sorted(temporary.rglob("*")):
+            fsync(found)
+        fsync(temporary)
+        if path.is_dir():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+            path.rename(old / path.name)
+            temporary.rename(path)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(path)
+        fsync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON form of a value: sorted keys, two spaces, strict numbers.
+
+    Raises
+        ValueError  for a NaN or an infinity: a report that holds one is a defect, not a result.
+    """
+    return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write canonical JSON, atomically."""
+    write_text(path, canonical_json(value))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that a stage wrote.
+
+    Raises
+        UserError  when the file is missing or is no JSON, naming it.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not found. Run the stage that writes it: `dvc repro`.") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}). Remove it and run `dvc repro`.") from error
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_tree(path: Path) -> str:
+    """SHA-256 of a file, or of a folder: over the sorted relative names and the SHA-256 of each file."""
+    if path.is_file():
+        return sha256_file(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: not found. Run the stage that writes it: `dvc repro`.")
+    digest = hashlib.sha256()
+    for found in sorted(item for item in path.rglob("*") if item.is_file()):
+        digest.update(f"{found.relative_to(path).as_posix()}\0{sha256_file(found)}\n".encode())
+    return digest.hexdigest()
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Write a table as Parquet, atomically. The same table gives the same bytes (one pyarrow version)."""
+    import pyarrow.parquet as pq
+
+    with atomic_file(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read a Parquet file that a stage wrote.
+
+    Raises
+        UserError  when the file is missing or cut off, naming it.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path, columns=columns)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not found. Run the stage that writes it: `dvc repro`.") from error
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path}: not a readable Parquet file ({error}). Remove it and run `dvc repro`.") from error

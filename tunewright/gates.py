@@ -1,0 +1,110 @@
+"""Judging: findings, pass files, and what a guarded stage asks of a pass file.
+
+Measuring and judging are apart. Stages that measure always end well and are cached, so what was found can be
+looked at; a judging stage holds every threshold of params.yaml against every report; a gate writes its pass
+file only when nothing failed. The pass file holds the SHA-256 of what was judged, and what the gate guards
+refuses any other input, because `dvc repro -s` never looks upstream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from tunewright.errors import GateClosed
+from tunewright.files import read_json, write_json
+
+Verdict = Literal["pass", "warn", "fail", "insufficient", "not_assessed"]
+
+
+class Finding(BaseModel):
+    """One rule held against one measured value."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rule: str
+    """The key of params.yaml that sets the limit, as `verdict.min_accuracy`."""
+    verdict: Verdict
+    found: str
+    expected: str
+
+
+def closes(finding: Finding, require_assessed: bool) -> bool:
+    """Whether a finding closes its gate. What could not be assessed closes it only where params say so."""
+    return finding.verdict == "fail" or (require_assessed and finding.verdict in ("insufficient", "not_assessed"))
+
+
+def data_findings(limits: Any, reports: Mapping[str, Any]) -> list[Finding]:
+    """Hold the limits of the section `gate_data` against the reports of ingest, validate, prepare and audit_data."""
+    findings = []
+    for expectation in reports["validate"]["expectations"]:
+        findings.append(
+            Finding(
+                rule=f"validate: {expectation['name']}",
+                verdict="pass" if expectation["success"] else "fail",
+                found=expectation["found"],
+                expected=expectation["expected"],
+            )
+        )
+    raw = reports["ingest"]["rows"]["rows_in"]
+    kept = reports["prepare"]["rows"]["rows_kept"]
+    dropped = (raw - kept) / raw if raw else 1.0
+    findings.append(
+        Finding(
+            rule="gate_data.max_dropped_fraction",
+            verdict="pass" if dropped <= limits.max_dropped_fraction else "fail",
+            found=f"{raw - kept} of {raw} raw rows dropped ({dropped:.4f})",
+            expected=f"at most {limits.max_dropped_fraction}",
+        )
+    )
+    for split, found in reports["prepare"]["splits"].items():
+        missing = [label for label, count in found["label_counts"].items() if count == 0]
+        gap = max(abs(share - reports["prepare"]["label_shares"][label]) for label, share in found["label_shares"].items())
+        findings.append(
+            Finding(
+                rule="gate_data.max_label_share_gap",
+                verdict="pass" if gap <= limits.max_label_share_gap and not missing else "fail",
+                found=f"{split}: no row of {', '.join(missing)}" if missing else f"{split}: gap {gap:.4f}",
+                expected=f"every label, its share at most {limits.max_label_share_gap} from the whole",
+            )
+        )
+    for measure in reports["audit_data"]["findings"]:
+        findings.append(Finding.model_validate(measure))
+    return findings
+
+
+def open_gate(pass_file: Path, findings: Sequence[Finding], require_assessed: bool, judged: Mapping[str, str]) -> None:
+    """Write the pass file, or stay shut.
+
+    judged: what was judged → its SHA-256.
+
+    Raises
+        GateClosed  naming every rule that failed. An old pass file is removed first.
+    """
+    failed = [finding for finding in findings if closes(finding, require_assessed)]
+    pass_file.unlink(missing_ok=True)
+    if failed:
+        lines = [f"  {finding.rule}: found {finding.found}; expected {finding.expected}" for finding in failed]
+        rules = "1 rule" if len(failed) == 1 else f"{len(failed)} rules"
+        raise GateClosed(f"the gate is closed by {rules}\n" + "\n".join(lines))
+    write_json(pass_file, dict(judged))
+
+
+def require_pass(pass_file: Path, name: str, sha256: str) -> None:
+    """Refuse to work on anything but what a gate has passed.
+
+    Raises
+        GateClosed  when the pass file is missing, or was given for other bytes than these.
+    """
+    gate = f"{pass_file}: the gate before this stage"
+    if not pass_file.is_file():
+        raise GateClosed(f"{gate} is closed. `dvc repro` runs the gate and says why.")
+    passed = read_json(pass_file).get(name)
+    if passed != sha256:
+        raise GateClosed(
+            f"{gate} passed another {name} (SHA-256 {str(passed)[:12]}…) than the one found here ({sha256[:12]}…). "
+            f"Run `dvc repro`, so that the gate judges what is to be used."
+        )

@@ -1,0 +1,189 @@
+"""`run_stage`: the whole command line of a stage.
+
+    python -m stages.tokenize
+
+A stage is a plain function `run` of its inputs, its params and its output paths. What it needs stands in its
+type hints, and `run_stage` builds it from params.yaml:
+
+    paths: TokenizePaths                              a `Paths` class: what it reads and what it writes
+    params: TokenizeParams                            the stage's own section
+    task: TaskType                                    the task type that `task.type` names
+    seed: Annotated[int, Key("seed")]                 one single key, of the top level or of another section
+
+Beside the result it leaves the run's own story in `.tunewright/runs/STAGE.json` (ignored by git, unknown to
+DVC): outcome, message, seconds, peak memory. Whoever started the stage reads that, never DVC's text.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import inspect
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from pydantic import BaseModel, ConfigDict
+
+from tunewright.errors import EXIT_CRASH, UserError
+from tunewright.files import write_json
+from tunewright.params import Params, Section, load_params
+from tunewright.report import Report
+
+STATE = Path(".tunewright")
+PARENT_VARIABLE = "TUNEWRIGHT_PARENT"
+
+# Telemetry of every library is off, and no stage talks to a hub unless its params name a hub id.
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "GX_ANALYTICS_ENABLED": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "true",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+Dep = Annotated[Path, "dep"]
+"""A path that the stage reads: a `deps` entry of dvc.yaml."""
+Out = Annotated[Path, "out"]
+"""A path that the stage writes: an `outs`, `metrics` or `plots` entry of dvc.yaml."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """Marks an argument of `run` as one single key of params.yaml, by its dotted name."""
+
+    name: str
+
+
+class Paths(BaseModel):
+    """The base of a stage's paths: each field a `Dep` or an `Out`, named by a key of `paths:`, or `STAGE_report`
+    for another stage's report. A stage's own report is written by `run_stage`."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+def run_file(stage: str) -> Path:
+    """Where the story of a stage's latest run stands."""
+    return STATE / "runs" / f"{stage}.json"
+
+
+def arguments(run: Callable[..., Report], params: Params) -> dict[str, Any]:
+    """Build the arguments of a stage's `run` from its type hints."""
+    built: dict[str, Any] = {}
+    for name, hint in get_type_hints(run, include_extras=True).items():
+        if name == "return":
+            continue
+        key = next((extra for extra in get_args(hint)[1:] if isinstance(extra, Key)), None)
+        if get_origin(hint) is Annotated and key is not None:
+            built[name] = params.value(key.name)
+        elif isinstance(hint, type) and issubclass(hint, Paths):
+            built[name] = hint(**{field: params.path(field) for field in hint.model_fields})
+        elif isinstance(hint, type) and issubclass(hint, Section):
+            built[name] = next(value for value in dict(params).values() if isinstance(value, hint))
+        else:
+            from tunewright.task import load_task
+
+            built[name] = load_task(params.task)
+    return built
+
+
+def run_stage(run: Callable[..., Report]) -> None:
+    """Run one stage as a process of its own, and exit with its status.
+
+    Exit status
+        0  done   1  a defect of ours, with its traceback   2  bad input   3  a closed gate
+        4  another machine did not answer
+    """
+    stage = Path(inspect.getfile(run)).stem
+    started = time.perf_counter()
+    story: dict[str, Any] = {"stage": stage, "outcome": "ran", "message": "", "work_seconds": 0.0}
+    status = 0
+    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+    _end_with_parent()
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        params = load_params()
+        for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
+            os.environ[variable] = str(params.num_threads)
+        with _sole(stage):
+            work = time.perf_counter()
+            report = run(**arguments(run, params))
+            report.write(params.path(f"{stage}_report"))
+            story["work_seconds"] = round(time.perf_counter() - work, 3)
+    except UserError as error:
+        story.update(outcome=error.outcome, message=str(error))
+        status = error.exit_status
+        print(f"\n{stage}: {error}", file=sys.stderr)
+    except MemoryError:
+        hint = "lower per_device_train_batch_size (raise gradient_accumulation_steps to match), or max_length"
+        story.update(outcome="out_of_memory", message=f"out of memory; {hint}")
+        status = EXIT_CRASH
+        print(f"\n{stage}: {story['message']}", file=sys.stderr)
+    except Exception as error:
+        story.update(outcome="crash", message=f"{type(error).__name__}: {error}")
+        status = EXIT_CRASH
+        traceback.print_exc()
+    story.update(process_seconds=round(time.perf_counter() - started, 3), peak_memory_mb=_peak_memory_mb())
+    write_json(run_file(stage), story)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Torch and Great Expectations take up to a second to tear down, and all that this process owns is on the disk.
+    os._exit(status)
+
+
+def _terminated(number: int, frame: Any) -> None:
+    raise SystemExit(128 + number)
+
+
+@contextmanager
+def _sole(stage: str) -> Iterator[None]:
+    """Hold the stage's lock, so that a survivor of a killed run never shares an output with a new one."""
+    path = STATE / "locks" / f"{stage}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            print(f"{stage}: waiting for process {stream.read().strip()}, which runs this stage", file=sys.stderr)
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        stream.seek(0)
+        stream.truncate()
+        stream.write(f"{os.getpid()}\n")
+        stream.flush()
+        yield
+
+
+def _end_with_parent() -> None:
+    """End this process's group when the flow that started it is gone: a killed flow can't end its children."""
+    named = os.environ.get(PARENT_VARIABLE)
+    if not named:
+        return
+    pid, created = named.split(":")
+
+    def watch() -> None:
+        import psutil
+
+        while True:
+            try:
+                alive = abs(psutil.Process(int(pid)).create_time() - float(created)) < 1.0
+            except psutil.NoSuchProcess:
+                alive = False
+            if not alive:
+                os.killpg(os.getpgrp(), signal.SIGKILL)
+            time.sleep(0.5)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
+
+
+def _peak_memory_mb() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
