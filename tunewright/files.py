@@ -6,6 +6,7 @@ starts after a power cut) sees the old file or the new one, never half of one.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -31,11 +32,21 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _sweep(path: Path) -> None:
+    """Remove what a killed writer of `path` left beside it. A stage is the only writer of its outputs."""
+    for stale in path.parent.glob(f".{glob.escape(path.name)}~*"):
+        if stale.is_dir():
+            shutil.rmtree(stale)
+        else:
+            stale.unlink()
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on a clean exit it becomes `path`, on an error it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    _sweep(path)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}~", dir=path.parent)
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -56,7 +67,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     mixture of two.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    _sweep(path)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}~", dir=path.parent))
     try:
         yield temporary
         temporary.chmod(0o755)
@@ -64,7 +76,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             fsync(found)
         fsync(temporary)
         if path.is_dir():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}~", dir=path.parent))
             path.rename(old / path.name)
             temporary.rename(path)
             shutil.rmtree(old)
@@ -145,7 +157,9 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(path, columns=columns)
+        # Not pq.read_table: it imports pandas, half a second, and takes a folder called `label=x` for a column.
+        with pq.ParquetFile(path) as file:
+            return file.read(columns=columns)
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found. Run the stage that writes it: `dvc repro`.") from error
     except pa.ArrowInvalid as error:

@@ -39,16 +39,15 @@ def closes(finding: Finding, require_assessed: bool) -> bool:
 
 def data_findings(limits: Any, reports: Mapping[str, Any]) -> list[Finding]:
     """Hold the limits of the section `gate_data` against the reports of ingest, validate, prepare and audit_data."""
-    findings = []
-    for expectation in reports["validate"]["expectations"]:
-        findings.append(
-            Finding(
-                rule=f"validate: {expectation['name']}",
-                verdict="pass" if expectation["success"] else "fail",
-                found=expectation["found"],
-                expected=expectation["expected"],
-            )
+    findings = [
+        Finding(
+            rule=f"validate: {expectation['name']}",
+            verdict="pass" if expectation["success"] else "fail",
+            found=expectation["found"],
+            expected=expectation["expected"],
         )
+        for expectation in reports["validate"]["expectations"]
+    ]
     raw = reports["ingest"]["rows"]["rows_in"]
     kept = reports["prepare"]["rows"]["rows_kept"]
     dropped = (raw - kept) / raw if raw else 1.0
@@ -62,7 +61,9 @@ def data_findings(limits: Any, reports: Mapping[str, Any]) -> list[Finding]:
     )
     for split, found in reports["prepare"]["splits"].items():
         missing = [label for label, count in found["label_counts"].items() if count == 0]
-        gap = max(abs(share - reports["prepare"]["label_shares"][label]) for label, share in found["label_shares"].items())
+        gap = max(
+            abs(share - reports["prepare"]["label_shares"][label]) for label, share in found["label_shares"].items()
+        )
         findings.append(
             Finding(
                 rule="gate_data.max_label_share_gap",
@@ -71,8 +72,7 @@ def data_findings(limits: Any, reports: Mapping[str, Any]) -> list[Finding]:
                 expected=f"every label, its share at most {limits.max_label_share_gap} from the whole",
             )
         )
-    for measure in reports["audit_data"]["findings"]:
-        findings.append(Finding.model_validate(measure))
+    findings += [Finding.model_validate(measure) for measure in reports["audit_data"]["findings"]]
     return findings
 
 

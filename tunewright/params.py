@@ -12,15 +12,19 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
 
 from tunewright.errors import UserError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -53,27 +57,31 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+ProjectPath = Annotated[str, Field(min_length=1)]
+
+
 class PathsParams(Section):
     """Where each file stands, spelled once; dvc.yaml refers to it as `${paths.NAME}`. Relative to params.yaml."""
 
-    raw: str = Field(min_length=1, description="the file or folder of raw data that DVC watches")
-    model_source: str = Field(min_length=1, description="the file or folder that pins the base model")
-    ingested: str
-    data_docs: str
-    prepared: str
-    data_passed: str
-    base_model: str
-    tokens: str
-    tokenize_plots: str
-    tuned_model: str
-    curves: str
-    baseline_predictions: str
-    predictions: str
-    evaluate_plots: str
-    report_page: str
-    model_passed: str
-    export: str
-    reports: str
+    raw: ProjectPath = Field(description="the file or folder of raw data that DVC watches")
+    model_source: ProjectPath = Field(description="the file or folder that pins the base model")
+    ingested: ProjectPath
+    data_docs: ProjectPath
+    prepared: ProjectPath
+    data_passed: ProjectPath
+    base_model: ProjectPath
+    tokens: ProjectPath
+    tokenize_plots: ProjectPath
+    tuned_model: ProjectPath
+    curves: ProjectPath
+    baseline_predictions: ProjectPath
+    predictions: ProjectPath
+    evaluate_plots: ProjectPath
+    report_page: ProjectPath
+    model_passed: ProjectPath
+    export: ProjectPath
+    reports: ProjectPath
 
 
 class TaskParams(Section):
@@ -129,18 +137,32 @@ def task_types() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
 
 
-def _model(raw: dict[str, Any]) -> type[Params]:
-    fields: dict[str, Any] = {}
+class _UnknownTask(TaskParams):
+    """The section `task` when its type is not known: the type is the one fault of it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    @field_validator("type")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in task_types():
+            raise ValueError(f"a task type ({', '.join(task_types())}).{_nearest(name, task_types())}")
+        return name
+
+
+def params_model(task_type: str | None) -> type[Params]:
+    """The model of the whole file for one task type: one field a section, each of its stage's own class."""
+    fields: dict[str, Any] = {"task": (_UnknownTask, ...)}
+    if task_type in task_types():
+        fields["task"] = (importlib.import_module(f"tunewright.task_types.{task_type}").TaskParams, ...)
     for stage in stage_names():
         section = section_class(stage)
         if section is not None:
             fields[stage] = (section, ...)
-    task = raw.get("task")
-    name = task.get("type") if isinstance(task, dict) else None
-    if name in task_types():
-        module = importlib.import_module(f"tunewright.task_types.{name}")
-        fields["task"] = (module.TaskParams, ...)
-    return create_model("Params", __base__=Params, **fields)
+    with warnings.catch_warnings():
+        # A stage is called `validate`, as a method of pydantic's first version was; nobody calls that.
+        warnings.filterwarnings("ignore", 'Field name "validate"', UserWarning)
+        return create_model("Params", __base__=Params, **fields)
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:
@@ -149,11 +171,34 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     Raises
         UserError  one message that lists every fault with its line, key, what was found and what is allowed.
     """
+    raw, root = _read(path)
+    task = raw.get("task")
+    model = params_model(task.get("type") if isinstance(task, dict) else None)
+    faults = _duplicates(root)
+    params: Params | None = None
+    try:
+        params = model.model_validate(raw)
+    except ValidationError as error:
+        for detail in error.errors():
+            location = _location(detail["loc"], raw)
+            faults.append((_line_of(location, root), _fault(detail, location, model)))
+    if faults or params is None:
+        listed = [f"  line {line}: {fault}" for line, fault in sorted(set(faults))]
+        count = "1 fault" if len(listed) == 1 else f"{len(listed)} faults"
+        raise UserError(f"{path}: {count}\n" + "\n".join(listed))
+    return params
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Any]:
+    """The file's content, and the same as nodes, which know their lines."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
+    yaml = YAML(typ="safe", pure=True)
+    yaml.allow_duplicate_keys = True  # `_duplicates` lists them, beside all other faults
     try:
-        raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        raw, root = yaml.load(text), yaml.compose(text)
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found. Run from the project's folder, the one that holds params.yaml.") from error
     except UnicodeDecodeError as error:
@@ -165,98 +210,180 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
         raise UserError(f"{path}{line}: not valid YAML: {problem.splitlines()[0]}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected sections such as `task:` and `finetune:`, found {_shown(raw)}.")
-    model = _model(raw)
-    try:
-        params = model.model_validate(raw)
-    except ValidationError as error:
-        faults = [_fault(detail, model, raw, path) for detail in error.errors()]
-        raise UserError(_together(path, faults)) from error
-    if params.task.type not in task_types():
-        near = _nearest(params.task.type, task_types())
-        fault = f"task.type: found {params.task.type!r}; known task types: {', '.join(task_types())}.{near}"
-        raise UserError(_together(path, [fault]))
-    return params
+    return raw, root
 
 
-def _together(path: Path, faults: list[str]) -> str:
-    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-    return f"{path}: {count}\n" + "\n".join(f"  {fault}" for fault in faults)
+def _duplicates(node: Any, above: str = "") -> list[tuple[int, str]]:
+    """Every key that stands twice in one section, with the line of the second."""
+    faults: list[tuple[int, str]] = []
+    first: dict[Any, int] = {}
+    for position, entry in enumerate(node.value if isinstance(node.value, list) else []):
+        if not isinstance(entry, tuple):  # an item of a list
+            faults += _duplicates(entry, f"{above}[{position}]")
+            continue
+        key, value = entry
+        dotted = f"{above}.{key.value}".lstrip(".")
+        line = key.start_mark.line + 1
+        if key.value in first:
+            faults.append(
+                (line, f"{dotted}: stands a second time; it stands on line {first[key.value]} too. Keep one.")
+            )
+        first.setdefault(key.value, line)
+        faults += _duplicates(value, dotted)
+    return faults
 
 
-def _fault(detail: ErrorDetails, model: type[BaseModel], raw: dict[str, Any], path: Path) -> str:
-    location = tuple(part for part in detail["loc"] if not (isinstance(part, str) and part.startswith("function-")))
+def _location(parts: tuple[int | str, ...], raw: Any) -> tuple[int | str, ...]:
+    """Where a fault stands in the file. pydantic's own place also names validators and alternatives of a type."""
+    location: list[int | str] = []
+    node: Any = raw
+    for position, part in enumerate(parts):
+        is_last = position == len(parts) - 1
+        if isinstance(node, dict) and (part in node or (is_last and part != "[key]")):
+            node = node.get(part)
+        elif isinstance(node, list) and isinstance(part, int):
+            node = node[part]
+        else:
+            continue
+        location.append(part)
+    return tuple(location)
+
+
+def _line_of(location: tuple[int | str, ...], node: Any) -> int:
+    """The line of a key, counted from 1, or of the nearest section above it that stands in the file."""
+    line = 1
+    for part in location:
+        if isinstance(part, int):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+            continue
+        entry = next((entry for entry in node.value if entry[0].value == part), None)
+        if entry is None:
+            break
+        line, node = entry[0].start_mark.line + 1, entry[1]
+    return line
+
+
+def _fault(detail: ErrorDetails, location: tuple[int | str, ...], model: type[BaseModel]) -> str:
     dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-    line = _line_of(location, path)
-    place = f"line {line}: {dotted}" if line else dotted
+    above = location[:-1]
     kind = detail["type"]
     if kind == "extra_forbidden":
-        known = _keys_at(model, location[:-1])
         key = str(location[-1])
-        if PEER_NAMES.get(key) in known:
-            return f"{place}: unknown key; here it is called `{PEER_NAMES[key]}`."
-        home = [stage for stage in model.model_fields if key in _keys_at(model, (stage,))]
-        hint = _nearest(key, known) or (f" The section `{home[0]}` has a key of this name." if home else "")
-        return f"{place}: unknown key.{hint or f' Allowed here: {", ".join(sorted(known))}.'}"
+        ours = PEER_NAMES.get(key, key)
+        known = _keys(model, above)
+        if ours in known:
+            return f"{dotted}: unknown key; here it is called `{ours}`."
+        home = next((name for name in model.model_fields if ours in _keys(model, (name,))), None)
+        if home is not None:
+            return f"{dotted}: unknown key; it belongs in its section, as `{home}.{ours}`."
+        return f"{dotted}: unknown key.{_nearest(key, known) or ' Allowed here: ' + ', '.join(sorted(known)) + '.'}"
+    expected = allowed(model, location)
     if kind == "missing":
-        field = _field_at(model, location)
-        meaning = f" ({field.description})" if field is not None and field.description else ""
-        return f"{place}: missing{meaning}. Add it; docs/params.md lists every key."
-    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"{place}: found {_shown(detail['input'])}; expected {message}."
+        return f"{dotted}: missing; expected {expected}. Add it; docs/params.md says what each key means."
+    if kind in ("value_error", "assertion_error"):
+        problem = detail["msg"].partition(", ")[2]
+        if isinstance(detail["input"], dict):  # of a whole section: what was found is the section
+            return f"{dotted}: expected {problem}."
+        expected = problem
+    near = _nearest(str(detail["input"]), expected.split(", ")) if kind == "literal_error" else ""
+    return (
+        f"{dotted}: found {_shown(detail['input'])}; expected {expected}{'' if expected.endswith('?') else '.'}{near}"
+    )
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return f"a section with keys {', '.join(map(str, list(value)[:6]))}" if value else "an empty section"
+    if value is None or isinstance(value, bool):
+        return {None: "nothing", True: "true", False: "false"}[value]
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _nearest(key: str, known: list[str]) -> str:
+def _nearest(key: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     return f" Did you mean `{close[0]}`?" if close else ""
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _models_in(argument)
+# One alternative of a key's type, and what bounds it: (int, (Ge(0),)).
+_Option = tuple[Any, tuple[Any, ...]]
+
+_WORDS = {bool: "true or false", int: "integer", float: "number", str: "text", NoneType: "null", Any: "any value"}
+_BOUNDS = {
+    "gt": "> {}",
+    "ge": "≥ {}",
+    "lt": "< {}",
+    "le": "≤ {}",
+    "multiple_of": "a multiple of {}",
+    "min_length": "of length ≥ {}",
+    "max_length": "of length ≤ {}",
+    "pattern": "that matches {}",
+}
 
 
-def _field_at(model: type[BaseModel], location: tuple[int | str, ...]) -> FieldInfo | None:
-    parents: list[type[BaseModel]] = [model]
-    field: FieldInfo | None = None
+def allowed(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """What the key at that place may hold, in words: `number ≥ 0 and < 1, or null`.
+
+    The messages and docs/params.md share it.
+    """
+    return ", or ".join(dict.fromkeys(_in_words(option) for option in _options_at(model, location)))
+
+
+def _in_words(option: _Option) -> str:
+    kind, metadata = option
+    origin: Any = get_origin(kind) or kind
+    bounds = " and ".join(
+        text.format(int(value) if isinstance(value, float) and value.is_integer() else value)
+        for extra in metadata
+        for name, text in _BOUNDS.items()
+        if (value := getattr(extra, name, None)) is not None
+    )
+    items = []
+    if origin is Literal:
+        words = ", ".join("null" if value is None else str(value) for value in get_args(kind))
+    elif origin in (list, dict):
+        words = "list" if origin is list else "section"
+        items = [", or ".join(_in_words(inner) for inner in _options(argument, ())) for argument in get_args(kind)]
+    elif isinstance(origin, type) and issubclass(origin, BaseModel):
+        words = f"section with {', '.join(origin.model_fields)}"
+    else:
+        words = _WORDS.get(origin, str(origin))
+    return words + (f" {bounds}" if bounds else "") + (f" of {': '.join(items)}" if items else "")
+
+
+def _options(annotation: Any, metadata: tuple[Any, ...]) -> Iterator[_Option]:
+    """The alternatives of a type hint, with `Annotated` and unions taken apart."""
+    if get_origin(annotation) is Annotated:
+        inner, *extras = get_args(annotation)
+        found = [bound for extra in extras for bound in (extra.metadata if isinstance(extra, FieldInfo) else [extra])]
+        yield from _options(inner, (*metadata, *found))
+    elif get_origin(annotation) in (Union, UnionType):
+        for argument in get_args(annotation):
+            yield from _options(argument, () if argument is NoneType else metadata)
+    else:
+        yield annotation, metadata
+
+
+def _options_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[_Option]:
+    options: list[_Option] = [(model, ())]
     for part in location:
-        if isinstance(part, int):
-            continue
-        field = next((parent.model_fields[part] for parent in parents if part in parent.model_fields), None)
-        if field is None:
-            return None
-        parents = list(_models_in(field.annotation))
-    return field
+        options = [inner for option in options for inner in _inside(option[0], part)]
+    return options
 
 
-def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    if not location:
-        return list(model.model_fields)
-    field = _field_at(model, location)
-    return [key for found in _models_in(field.annotation) for key in found.model_fields] if field else []
+def _inside(kind: Any, part: int | str) -> Iterator[_Option]:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if part in kind.model_fields:
+            field = kind.model_fields[str(part)]
+            yield from _options(field.annotation, tuple(field.metadata))
+    elif get_origin(kind) is list and isinstance(part, int):
+        yield from _options(get_args(kind)[0], ())
+    elif get_origin(kind) is dict:
+        yield from _options(get_args(kind)[1], ())
 
 
-def _line_of(location: tuple[int | str, ...], path: Path) -> int | None:
-    """The line of a key, or of the nearest section above it that stands in the file; None for the file itself."""
-    from ruamel.yaml import YAML
-
-    node = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
-    line: int | None = None
-    for part in location:
-        try:
-            line = (node.lc.item(part) if isinstance(part, int) else node.lc.key(part))[0] + 1
-            node = node[part]
-        except (KeyError, IndexError, TypeError, AttributeError):
-            break
-    return line
-
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+def _keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys of the section at that place."""
+    models = [kind for kind, _ in _options_at(model, location) if hasattr(kind, "model_fields")]
+    return [key for found in models for key in found.model_fields]

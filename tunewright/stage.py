@@ -32,7 +32,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict
 
-from tunewright.errors import EXIT_CRASH, UserError
+from tunewright.errors import EXIT_CRASH, EXIT_STOPPED, UserError
 from tunewright.files import write_json
 from tunewright.params import Params, Section, load_params
 from tunewright.report import Report
@@ -44,6 +44,7 @@ PARENT_VARIABLE = "TUNEWRIGHT_PARENT"
 QUIET = {
     "DO_NOT_TRACK": "1",
     "GX_ANALYTICS_ENABLED": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "true",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -99,20 +100,23 @@ def run_stage(run: Callable[..., Report]) -> None:
 
     Exit status
         0  done   1  a defect of ours, with its traceback   2  bad input   3  a closed gate
-        4  another machine did not answer
+        4  another machine did not answer   130  stopped by SIGINT or SIGTERM, with nothing half-written
     """
     stage = Path(inspect.getfile(run)).stem
     started = time.perf_counter()
     story: dict[str, Any] = {"stage": stage, "outcome": "ran", "message": "", "work_seconds": 0.0}
     status = 0
     os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
-    _end_with_parent()
-    signal.signal(signal.SIGTERM, _terminated)
+    # `python -m` knows this module as __main__; without its own name too, load_params would import a second copy.
+    sys.modules[f"stages.{stage}"] = sys.modules["__main__"]
+    run_file(stage).unlink(missing_ok=True)  # a killed stage must not be taken for the run before it
+    end_with_parent()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         params = load_params()
         for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
             os.environ[variable] = str(params.num_threads)
-        with _sole(stage):
+        with sole(stage):
             work = time.perf_counter()
             report = run(**arguments(run, params))
             report.write(params.path(f"{stage}_report"))
@@ -121,6 +125,9 @@ def run_stage(run: Callable[..., Report]) -> None:
         story.update(outcome=error.outcome, message=str(error))
         status = error.exit_status
         print(f"\n{stage}: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        story.update(outcome="stopped", message="stopped by a signal")
+        status = EXIT_STOPPED
     except MemoryError:
         hint = "lower per_device_train_batch_size (raise gradient_accumulation_steps to match), or max_length"
         story.update(outcome="out_of_memory", message=f"out of memory; {hint}")
@@ -138,21 +145,17 @@ def run_stage(run: Callable[..., Report]) -> None:
     os._exit(status)
 
 
-def _terminated(number: int, frame: Any) -> None:
-    raise SystemExit(128 + number)
-
-
 @contextmanager
-def _sole(stage: str) -> Iterator[None]:
-    """Hold the stage's lock, so that a survivor of a killed run never shares an output with a new one."""
-    path = STATE / "locks" / f"{stage}.lock"
+def sole(name: str) -> Iterator[None]:
+    """Hold the lock of that name (a stage's), so that a survivor of a killed run shares no output with a new one."""
+    path = STATE / "locks" / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             stream.seek(0)
-            print(f"{stage}: waiting for process {stream.read().strip()}, which runs this stage", file=sys.stderr)
+            print(f"{name}: waiting for process {stream.read().strip()}, which runs it", file=sys.stderr)
             fcntl.flock(stream, fcntl.LOCK_EX)
         stream.seek(0)
         stream.truncate()
@@ -161,8 +164,8 @@ def _sole(stage: str) -> Iterator[None]:
         yield
 
 
-def _end_with_parent() -> None:
-    """End this process's group when the flow that started it is gone: a killed flow can't end its children."""
+def end_with_parent() -> None:
+    """End this process's group when the process that started it is gone: a killed flow can't end its children."""
     named = os.environ.get(PARENT_VARIABLE)
     if not named:
         return
@@ -173,7 +176,9 @@ def _end_with_parent() -> None:
 
         while True:
             try:
-                alive = abs(psutil.Process(int(pid)).create_time() - float(created)) < 1.0
+                process = psutil.Process(int(pid))
+                same = abs(process.create_time() - float(created)) < 1.0
+                alive = same and process.status() != psutil.STATUS_ZOMBIE
             except psutil.NoSuchProcess:
                 alive = False
             if not alive:

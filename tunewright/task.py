@@ -26,8 +26,8 @@ class TaskType(Protocol):
     """The columns that `ingest` must fill from each source, beside the row's id."""
 
     def encode(self, rows: pa.Table, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
-        """Rows → model inputs: `input_ids` (one list of token ids a row, unpadded), `labels`, `tokens_before`
-        (the length in tokens before truncation)."""
+        """Rows → model inputs, by a `tokenizers.Tokenizer`: `input_ids` (one list of token ids a row, unpadded),
+        `labels`, `tokens_before` (the length in tokens before truncation)."""
         ...
 
     def load_model(self, folder: Path, settings: dict[str, Any]) -> Any:

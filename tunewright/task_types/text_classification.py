@@ -43,15 +43,18 @@ class Task:
     def encode(self, rows: pa.Table, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
         """Tokenize `text`; a label becomes its index in `task.labels`."""
         texts = rows.column("text").to_pylist()
-        whole = tokenizer(texts, truncation=False, add_special_tokens=True, return_attention_mask=False, verbose=False)
-        lengths = [len(ids) for ids in whole["input_ids"]]
-        if max(lengths, default=0) > max_length:
-            cut = tokenizer(texts, truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
-        else:
-            cut = whole["input_ids"]
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        encoded = [found.ids for found in tokenizer.encode_batch_fast(texts)]
+        lengths = [len(ids) for ids in encoded]
+        # Truncation keeps the special tokens at the end, so the long rows are encoded again rather than cut.
+        tokenizer.enable_truncation(max_length)
+        long = [row for row, length in enumerate(lengths) if length > max_length]
+        for row, found in zip(long, tokenizer.encode_batch_fast([texts[row] for row in long]), strict=True):
+            encoded[row] = found.ids
         index = {label: position for position, label in enumerate(self.params.labels)}
         labels = [index[label] for label in rows.column("label").to_pylist()]
-        return {"input_ids": cut, "labels": labels, "tokens_before": lengths}
+        return {"input_ids": encoded, "labels": labels, "tokens_before": lengths}
 
     def load_model(self, folder: Path, settings: dict[str, Any]) -> Any:
         """A sequence classifier whose outputs carry the real label names."""

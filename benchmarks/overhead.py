@@ -1,0 +1,120 @@
+"""What the parts around the work cost: processes and imports, DVC, Prefect.
+
+    python -m benchmarks.overhead [--max-steps N]
+
+Three scratch copies of the project, nothing cached in any of them:
+
+1. every stage as `python -X importtime -m stages.NAME`, one after the other: seconds of the process, of its
+   interpreter and imports, and what is left: the work;
+2. `dvc repro`: what DVC adds is its wall time less the seconds of the processes above;
+3. `tunewright run --jobs 1`: what Prefect adds is its wall time less that of `dvc repro`; then `tunewright run` as a
+   user types it, with independent stages side by side.
+
+`-X importtime` itself slows imports by a few per cent, so the share of imports is a little overstated.
+stdout: a table, then everything as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from benchmarks.scratch import ROOT, copy_project, shorten, table, timed
+
+IMPORT_LINE = re.compile(r"^import time:\s+(\d+) \|", re.MULTILINE)
+
+
+def project(folder: Path, max_steps: int | None) -> Path:
+    """A fresh copy with git and an empty DVC cache."""
+    copy_project(folder)
+    if max_steps is not None:
+        shorten(folder, max_steps)
+    identity = ["-c", "user.name=benchmark", "-c", "user.email=benchmark@example.com"]
+    for command in (["init"], ["add", "--all"], [*identity, "commit", "--message", "a scratch copy"]):
+        subprocess.run(["git", *command], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+def stages() -> list[str]:
+    """The stages in the order in which dvc.yaml lists them: each stands after what it depends on."""
+    return list(YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"])
+
+
+def interpreter(folder: Path) -> float:
+    """Seconds of an interpreter that does nothing; the median of five."""
+    return statistics.median(timed([sys.executable, "-c", "pass"], folder)[0] for _ in range(5))
+
+
+def stage_by_stage(folder: Path) -> dict[str, dict[str, float]]:
+    """Each stage: seconds of its process, of its interpreter and imports, of its work."""
+    start = interpreter(folder)
+    found = {}
+    for stage in stages():
+        print(f"stage {stage}", file=sys.stderr, flush=True)
+        process, errors = timed([sys.executable, "-X", "importtime", "-m", f"stages.{stage}"], folder)
+        imports = sum(int(microseconds) for microseconds in IMPORT_LINE.findall(errors)) / 1e6
+        around = min(start + imports, process)
+        found[stage] = {"process": process, "start_and_imports": around, "work": process - around}
+    return found
+
+
+def whole(command: list[str], max_steps: int | None) -> float:
+    """Seconds of one command that runs everything, in a fresh copy."""
+    print(" ".join(command), file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        return timed(command, project(Path(name), max_steps))[0]
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--max-steps", type=int, help="stop training after so many steps: proves that it runs, no more")
+    options = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as name:
+        by_stage = stage_by_stage(project(Path(name), options.max_steps))
+    dvc = whole(["dvc", "repro"], options.max_steps)
+    serial = whole(["tunewright", "run", "--jobs", "1"], options.max_steps)
+    default = whole(["tunewright", "run"], options.max_steps)
+
+    total = {key: sum(row[key] for row in by_stage.values()) for key in ("process", "start_and_imports", "work")}
+    added = {
+        "processes and imports": total["start_and_imports"],
+        "DVC": dvc - total["process"],
+        "Prefect": serial - dvc,
+    }
+    shown: list[list[Any]] = [["stage", "work s", "start and imports s", "process s"]]
+    for stage, row in by_stage.items():
+        shown.append([stage, row["work"], row["start_and_imports"], row["process"]])
+    shown.append(["all", total["work"], total["start_and_imports"], total["process"]])
+    print(table(shown))
+    print()
+    print(
+        table(
+            [
+                ["added by", "seconds", "share of the run"],
+                *([part, seconds, f"{seconds / serial:.1%}"] for part, seconds in added.items()),
+                ["all additions", sum(added.values()), f"{sum(added.values()) / serial:.1%}"],
+            ]
+        )
+    )
+    print()
+    wholes = {"dvc repro": dvc, "tunewright run --jobs 1": serial, "tunewright run": default}
+    print(table([["command", "seconds"], *([command, seconds] for command, seconds in wholes.items())]))
+    print()
+    print(
+        json.dumps({"max_steps": options.max_steps, "stages": by_stage, "added": added, "commands": wholes}, indent=2)
+    )
+
+
+if __name__ == "__main__":
+    main()

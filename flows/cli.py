@@ -1,0 +1,214 @@
+"""The `tunewright` command.
+
+Heavy libraries are imported inside the commands that use them: `tunewright check` must answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.text import Text
+
+from flows.console import console
+from tunewright.errors import EXIT_STOPPED, UserError
+
+RUN = "Run the recipe"
+LOOK = "Look before you run"
+STAND = "Schedules, and a page to watch runs"
+
+app = typer.Typer(
+    help="Declarative fine-tuning: edit params.yaml, then `tunewright run`.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"tunewright {version('tunewright')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    _wanted: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Everything works on the project in the working folder: its params.yaml, dvc.yaml and stages."""
+    sys.path.insert(0, str(Path.cwd()))
+
+
+@app.command(rich_help_panel=RUN)
+def run(
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Stages at once.")] = 2,
+    stage_timeout: Annotated[
+        float | None, typer.Option("--stage-timeout", min=0.1, help="Seconds after which a stage is ended.")
+    ] = None,
+) -> None:
+    """Run what changed, through the Prefect flow; nothing else is run again."""
+    from tunewright.stage import sole
+
+    try:
+        with _told(), sole("run"):
+            _run(jobs, stage_timeout)
+        status = 0
+    except typer.Exit as ended:
+        status = ended.exit_code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Prefect would wait at exit, a minute and more, for a server that is gone; all that is ours is on the disk.
+    os._exit(status)
+
+
+def _run(jobs: int, stage_timeout: float | None) -> None:
+    from flows import console as progress
+    from flows import summary
+    from flows.graph import plan
+    from flows.server import Server, settings, standing
+    from tunewright.params import load_params
+
+    load_params()
+    nodes, changed = plan()
+    if not changed:
+        for node in nodes:
+            progress.ended(node.name, "Unchanged", "unchanged")
+        console.print(f"\nNothing to run: all {len(nodes)} stages are up to date.")
+        summary.success(console)
+        return
+
+    url = standing()
+    own = Server() if url is None and not os.environ.get("PREFECT_API_URL") else None
+    if own is not None:
+        os.environ.update(settings(own.api_url))
+    elif not os.environ.get("PREFECT_API_URL"):
+        os.environ.update(settings(f"{url}/api"))
+        console.print(f"Watch it: {url}")
+    # The console is ours; Prefect's own lines go to its pages.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    try:
+        from flows.reproduce import drain, last_run, reproduce
+
+        if own is not None:
+            own.wait()
+            console.print(f"Watch it while it runs: {own.ui_url}")
+        try:
+            state: Any = reproduce(jobs=jobs, stage_timeout_seconds=stage_timeout, return_state=True)
+        finally:
+            drain()
+    finally:
+        if own is not None:
+            own.stop()
+    told = last_run()
+    if told["stages"]:
+        states = [stage["state"] for stage in told["stages"]]
+        console.print(f"\n{summary.counted(states)}, in {told['seconds']:.1f} s")
+    if state.is_completed():
+        summary.success(console)
+        return
+    if not told["stages"]:
+        console.print(Text(state.message or "the flow failed", style="red"))
+    raise typer.Exit(summary.failure(console, told["stages"]))
+
+
+@app.command(rich_help_panel=LOOK)
+def why() -> None:
+    """Tell which file or param will make which stage run again."""
+    from flows.graph import followers, plan
+
+    with _told():
+        nodes, changed = plan()
+        following = followers(nodes, changed)
+        for node in nodes:
+            if node.name in changed:
+                first, *others = changed[node.name]
+                console.print(Text.assemble((f"{node.name:<12}", "bold"), " runs: ", first))
+                for reason in others:
+                    console.print(Text(f"{'':<12}       {reason}"))
+            if (above := following.get(node.name)) is not None:
+                line = f"runs if the output of {', '.join(above)} changes"
+                console.print(Text.assemble((f"{node.name:<12}", "bold"), " ", (line, "dim")))
+        unchanged = len(nodes) - len(changed) - len(following)
+        if unchanged == len(nodes):
+            console.print(f"Nothing would run: all {len(nodes)} stages are up to date.")
+        elif unchanged:
+            console.print(f"\n{unchanged} of {len(nodes)} stages are up to date.")
+
+
+@app.command(rich_help_panel=LOOK)
+def check() -> None:
+    """List every fault of params.yaml at once, and whether the files that it names are there."""
+    from flows.check import faults
+
+    with _told():
+        found = faults()
+        if found:
+            raise UserError("params.yaml: " + "\n  ".join([f"{len(found)} faults" if found[1:] else "1 fault", *found]))
+        console.print("params.yaml: no faults.")
+
+
+@app.command(rich_help_panel=STAND)
+def serve(
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Of the server, on loopback.")] = 4200,
+) -> None:
+    """Keep a Prefect server and a worker until Ctrl-C, for schedules and to watch runs."""
+    from flows.server import POOL, serving, worker
+
+    with _told(), serving(port) as server, worker(server.api_url) as process:
+        console.print(f"Prefect: {server.ui_url}   work pool: {POOL}   `tunewright deploy` registers prefect.yaml.")
+        console.print("Ctrl-C stops the server and the worker.")
+        status = process.wait()
+        raise UserError(f"the worker ended with status {status}; see .tunewright/logs/prefect-worker.log.")
+
+
+@app.command(rich_help_panel=STAND)
+def deploy() -> None:
+    """Register the deployments of prefect.yaml with the standing server."""
+    import subprocess
+
+    from flows.processes import child_environment
+    from flows.server import make_pool, settings, standing
+
+    with _told():
+        if not os.environ.get("PREFECT_API_URL"):
+            if (url := standing()) is None:
+                raise UserError("no server stands. Start one in another terminal: `tunewright serve`.")
+            os.environ.update(settings(f"{url}/api"))
+        make_pool()
+        command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+        raise typer.Exit(subprocess.run(command, env=child_environment(), check=False).returncode)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """A user's mistake as its message alone, a signal as an ordinary end, both with an exit status of their own."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except UserError as error:
+        console.print(Text(str(error), style="red"))
+        raise typer.Exit(error.exit_status) from error
+    except KeyboardInterrupt:
+        _stopped()
+
+
+def _stopped() -> NoReturn:
+    from flows.summary import stopped
+
+    console.print(Text(stopped()))
+    raise typer.Exit(EXIT_STOPPED)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,209 @@
+"""The graph of dvc.yaml, and why each stage would run: all that the flow asks of DVC without running anything.
+
+The only module that imports DVC. It asks in process, because a `dvc` command costs most of a second.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunewright.errors import UserError
+
+# DVC's telemetry off, in this process and in every `dvc` that it starts.
+os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+
+NEVER_RAN = "it has not run yet"
+
+# Repo objects share state that is not safe between threads: one at a time.
+_one_at_a_time = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage of dvc.yaml."""
+
+    name: str
+    cmd: str
+    deps: tuple[str, ...]
+    outs: tuple[str, ...]
+    upstreams: tuple[str, ...]
+    """The stages whose outputs it reads, directly."""
+
+
+def graph() -> list[Node]:
+    """Every stage of the project that runs a command, each after its upstreams.
+
+    Raises
+        UserError  when DVC can't read the project, with the command that mends it.
+    """
+    with _repo() as repo:
+        return _nodes(repo)
+
+
+def changes(stage: str | None = None) -> dict[str, tuple[str, ...]]:
+    """Why each stage (or the one named) would run now: the files and params that changed, with old and new values
+    where they are known. A stage that is up to date is not named.
+
+    Raises
+        UserError  when DVC can't read the project, with the command that mends it.
+    """
+    with _repo() as repo:
+        return _changes(repo, stage)
+
+
+def plan() -> tuple[list[Node], dict[str, tuple[str, ...]]]:
+    """`graph()` and `changes()`, in one reading of the project."""
+    with _repo() as repo:
+        return _nodes(repo), _changes(repo, None)
+
+
+def followers(nodes: list[Node], changed: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """The stages that will run too if an output of an upstream changes → those upstreams."""
+    found: dict[str, tuple[str, ...]] = {}
+    for node in nodes:
+        moving = tuple(name for name in node.upstreams if name in changed or name in found)
+        if moving and node.name not in changed:
+            found[node.name] = moving
+    return found
+
+
+def _nodes(repo: Any) -> list[Node]:
+    import networkx
+
+    edges = repo.index.graph  # from a stage to what it depends on
+    nodes = []
+    # Sorted by name among equals, so that the order does not hang on DVC's own.
+    for stage in networkx.lexicographical_topological_sort(edges.reverse(), key=lambda stage: stage.addressing):
+        if not stage.cmd:
+            continue  # data that `dvc add` or `dvc import` tracks
+        upstreams = sorted(upstream.addressing for upstream in edges.successors(stage) if upstream.cmd)
+        nodes.append(
+            Node(
+                name=stage.addressing,
+                cmd=stage.cmd if isinstance(stage.cmd, str) else " && ".join(stage.cmd),
+                deps=tuple(sorted(str(dep) for dep in stage.deps)),
+                outs=tuple(sorted(str(out) for out in stage.outs)),
+                upstreams=tuple(upstreams),
+            )
+        )
+    return nodes
+
+
+def _changes(repo: Any, name: str | None) -> dict[str, tuple[str, ...]]:
+    status = repo.status(targets=[name] if name else None)
+    changed = {}
+    for stage in repo.index.stages:
+        if stage.cmd and stage.addressing in status:
+            changed[stage.addressing] = tuple(_reasons(stage, status[stage.addressing]))
+    return changed
+
+
+def _reasons(stage: Any, entries: list[Any]) -> Iterator[str]:
+    """The entries of `dvc status` for one stage, in words."""
+    if not any(item.hash_info for item in (*stage.deps, *stage.outs)):
+        yield NEVER_RAN
+        return
+    params = {str(dep): dep for dep in stage.deps if hasattr(dep, "read_params")}
+    for entry in entries:
+        if entry == "changed command":
+            yield "its command in dvc.yaml changed"
+        elif entry == "always changed":
+            yield "dvc.yaml says `always_changed`"
+        elif isinstance(entry, dict):
+            for path, how in [*entry.get("changed deps", {}).items(), *entry.get("changed outs", {}).items()]:
+                if path in params and isinstance(how, dict):
+                    yield from _changed_params(params[path], path)
+                else:
+                    yield f"{path} {_WORDS.get(how, how)}"
+        else:
+            yield str(entry)
+
+
+_WORDS = {
+    "deleted": "is missing",
+    "modified": "changed",
+    "new": "is new",
+    "not in cache": "is not in DVC's cache",
+}
+
+
+def _changed_params(dep: Any, path: str) -> Iterator[str]:
+    """Each single key that differs from dvc.lock, where DVC names whole sections."""
+    old = dict(_leaves(dep.hash_info.value or {}))
+    new = dict(_leaves(dep.read_params()))
+    for key in sorted(old.keys() | new.keys()):
+        if key not in old:
+            yield f"{path}: {key} is new ({new[key]!r})"
+        elif key not in new:
+            yield f"{path}: {key} was removed (it was {old[key]!r})"
+        elif old[key] != new[key]:
+            yield f"{path}: {key} {old[key]!r} → {new[key]!r}"
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The single values of nested sections and lists, by dotted key."""
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple) and value:
+        for position, inner in enumerate(value):
+            yield from _leaves(inner, f"{key}[{position}]")
+    else:
+        yield key, value
+
+
+@contextmanager
+def _repo() -> Iterator[Any]:
+    """A fresh Repo of the working directory, with DVC's own faults as UserErrors."""
+    if not Path("dvc.yaml").is_file():
+        raise UserError("dvc.yaml: not found. Run from the project's folder, the one that holds dvc.yaml.")
+    with _one_at_a_time:
+        try:
+            from dvc.repo import Repo
+        except ImportError as error:  # GitPython refuses to be imported where git is missing
+            raise UserError(f"DVC can't start: {str(error).splitlines()[0]} Install git, then run again.") from error
+        from dvc.exceptions import DvcException
+
+        try:
+            with Repo(_wait_for_lock=True) as repo:
+                yield repo
+        except DvcException as error:
+            raise UserError(_explained(error)) from error
+
+
+def _explained(error: Exception) -> str:
+    """DVC's message, and the command that mends what it says."""
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.lock import LockError
+    from dvc.rwlock import RWLockFileCorruptedError, RWLockFileFormatError
+    from dvc.scm import SCMError
+
+    messages = []
+    cause: BaseException | None = error
+    while cause is not None:
+        text = " ".join(str(cause).split())
+        if text and text not in messages:
+            messages.append(text)
+        cause = cause.__cause__
+    message = ": ".join(messages)
+    if isinstance(error, NotDvcRepoError):
+        mend = "Make it a DVC project: `git init && dvc init`."
+    elif isinstance(error, SCMError):
+        mend = "DVC keeps its files beside git: `git init`."
+    elif isinstance(error, RWLockFileCorruptedError | RWLockFileFormatError):
+        mend = "When no other `dvc` or `tunewright` is at work in this project: `rm .dvc/tmp/rwlock`."
+    elif isinstance(error, LockError):
+        mend = "Wait until that process has ended, or end it; then run again."
+    elif "dvc.lock" in message:
+        mend = "Put back the last good one: `git checkout HEAD -- dvc.lock` (or `rm dvc.lock` where git has none)."
+    elif "dvc.yaml" in message:
+        mend = "Mend that place; `git diff dvc.yaml` shows what was changed."
+    else:
+        mend = "`dvc status` says the same at more length."
+    return f"DVC: {message.rstrip('.')}. {mend}"

@@ -1,0 +1,123 @@
+"""Processes that end with the run that started them: each leads a process group, and the whole group is ended.
+
+A signal to `dvc` alone leaves its stage at work; a signal to the group does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import IO, Any
+
+import psutil
+
+from tunewright.stage import PARENT_VARIABLE
+
+GRACE_SECONDS = 10.0
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of what this process starts: this Python's tools first, telemetry off, its parent named."""
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]),  # noqa: PTH120
+        PARENT_VARIABLE: f"{os.getpid()}:{psutil.Process().create_time()}",
+        "DO_NOT_TRACK": "1",
+        "DVC_NO_ANALYTICS": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def end_group(process: subprocess.Popen[Any], first: signal.Signals = signal.SIGTERM) -> None:
+    """End every process of the group that `process` leads: a signal, then SIGKILL after a grace."""
+    for number in (first, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        deadline = time.monotonic() + GRACE_SECONDS
+        while time.monotonic() < deadline:
+            if process.poll() is not None and not _members(process.pid):
+                return
+            time.sleep(0.05)
+
+
+def _members(group: int) -> list[int]:
+    """The living processes of a group. A zombie that nobody reaps yet is not one."""
+    found = []
+    for pid in psutil.pids():
+        with contextlib.suppress(ProcessLookupError, psutil.Error):
+            if os.getpgid(pid) == group and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                found.append(pid)
+    return found
+
+
+class Stopped(Exception):
+    """The run is being ended: nothing more is started."""
+
+
+class Groups:
+    """The process groups of one run. Leaving the `with` block ends those still alive, whatever the reason."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._alive: set[subprocess.Popen[str]] = set()
+        self._open = True
+
+    def __enter__(self) -> Groups:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._open = False
+            alive = list(self._alive)
+        for process in alive:
+            end_group(process)
+
+    def run(self, command: list[str], on_line: Callable[[str], None], timeout_seconds: float | None) -> int:
+        """Run a command to its end, each line of its output given to `on_line`; its exit status.
+
+        Raises
+            subprocess.TimeoutExpired  after its whole group was ended.
+            Stopped                    when the run has been ended.
+        """
+        with self._lock:
+            if not self._open:
+                raise Stopped
+            process = subprocess.Popen(
+                command,
+                env=child_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+            self._alive.add(process)
+        # A thread of its own, so that a process that left the group with our pipe can't keep us waiting.
+        reader = threading.Thread(target=_each_line, args=(process.stdout, on_line), daemon=True)
+        reader.start()
+        try:
+            status = process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            end_group(process)
+            raise
+        finally:
+            with self._lock:
+                self._alive.discard(process)
+            reader.join(timeout=5)
+        if not self._open:
+            raise Stopped
+        return status
+
+
+def _each_line(stream: IO[str], on_line: Callable[[str], None]) -> None:
+    with stream:
+        for line in stream:
+            on_line(line.rstrip("\n"))

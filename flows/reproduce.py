@@ -1,0 +1,216 @@
+"""The main flow: one Prefect task a stage of dvc.yaml, each run by `dvc repro -s`.
+
+    tunewright run                        starts what it needs and runs this
+    prefect deploy --all                  registers it, on the schedule of prefect.yaml
+
+dvc.yaml says what depends on what, DVC says what changed and is the only cache; Prefect says when and where a
+stage runs, shows it, and repeats what a repetition can mend. Nothing here knows any stage by name.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFuture
+from prefect.logging import get_run_logger
+from prefect.states import Completed, Failed
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows import console
+from flows.graph import NEVER_RAN, Node, changes, plan
+from flows.processes import Groups, Stopped
+from tunewright.errors import UserError
+from tunewright.files import read_json, write_json
+from tunewright.stage import STATE, end_with_parent, run_file, sole
+
+RUN_FILE = STATE / "reproduce.json"
+"""The latest run of the flow: how each stage ended, why it ran, what it took."""
+
+# How a stage's own outcome is called as the state of its task.
+FAILED_STATES = {
+    "gate_closed": "GateClosed",
+    "bad_input": "BadInput",
+    "unreachable": "Unreachable",
+    "out_of_memory": "OutOfMemory",
+    "stopped": "Stopped",
+}
+GOOD_STATES = ("Ran", "Restored", "Unchanged")
+RETRY_DELAYS_SECONDS = [10.0, 30.0, 90.0]
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """How one stage ended. `seconds` is the wall time of its `dvc repro`, all starts and hashing counted."""
+
+    stage: str
+    state: str
+    why: tuple[str, ...] = ()
+    seconds: float = 0.0
+    message: str = ""
+
+
+class Run:
+    """What the tasks of one run of the flow share."""
+
+    def __init__(self, changed: dict[str, tuple[str, ...]], jobs: int, timeout_seconds: float | None) -> None:
+        self.changed = changed
+        self.slots = threading.BoundedSemaphore(jobs)
+        self.timeout_seconds = timeout_seconds
+        self.groups = Groups()
+        self.ended: dict[str, StageRun] = {}
+
+    def why(self, node: Node) -> tuple[str, ...]:
+        """Why the stage runs now; empty when it is up to date.
+
+        DVC is asked again only where the answer can have changed since the run began: something above the stage
+        has moved. A stage that has never run need not be asked for.
+        """
+        why = self.changed.get(node.name, ())
+        moved = any(self.ended[name].state != "Unchanged" for name in node.upstreams)
+        return changes(node.name).get(node.name, ()) if moved and why != (NEVER_RAN,) else why
+
+
+def _worth_repeating(_task: Any, _task_run: Any, state: State) -> bool:
+    return state.name == "Unreachable"
+
+
+@task(
+    task_run_name="{node.name}",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=len(RETRY_DELAYS_SECONDS),
+    retry_delay_seconds=RETRY_DELAYS_SECONDS,
+    retry_condition_fn=_worth_repeating,
+)
+def stage(node: Node, run: Run) -> State[None]:
+    """Bring one stage up to date."""
+    try:
+        why = run.why(node)
+        if not why:
+            ended = StageRun(node.name, "Unchanged", message="unchanged")
+        else:
+            with run.slots:
+                ended = _reproduce(node, why, run)
+    except UserError as error:
+        ended = StageRun(node.name, FAILED_STATES[error.outcome], message=str(error))
+    run.ended[node.name] = ended
+    console.ended(node.name, ended.state, ended.message)
+    if ended.state in ("Unchanged", "Restored"):
+        return Completed(name=ended.state, message=ended.message)
+    if ended.state == "Ran":
+        return Completed(message=ended.message)
+    return Failed(name=ended.state, message=ended.message)
+
+
+def _reproduce(node: Node, why: tuple[str, ...], run: Run) -> StageRun:
+    """Run `dvc repro -s` and tell how it ended, by what the stage itself has left, never by DVC's text."""
+    story = run_file(node.name)
+    story.unlink(missing_ok=True)
+    log_file = STATE / "logs" / f"{node.name}.log"
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    console.starts(node.name, why)
+    get_run_logger().info("%s runs: %s", node.name, console.in_short(why))
+    # Global flag first. Without --wait-for-lock a finished training can go unrecorded; -s, because the edges are
+    # the flow's; --quiet leaves the stage's own lines and DVC's errors.
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--quiet", "-s", node.name]
+    started = time.perf_counter()
+    with log_file.open("w", encoding="utf-8") as log:
+
+        def on_line(line: str) -> None:
+            log.write(f"{line}\n")
+            log.flush()
+            console.output(node.name, line)
+
+        try:
+            status = run.groups.run(command, on_line, run.timeout_seconds)
+        except subprocess.TimeoutExpired:
+            limit = f"{run.timeout_seconds:g} s"
+            message = f"ended after {limit}, the limit (--stage-timeout); its whole process group was ended"
+            return StageRun(node.name, "TimedOut", why, time.perf_counter() - started, message)
+        except Stopped:
+            return StageRun(node.name, "Stopped", why, time.perf_counter() - started, "ended with the run")
+    seconds = time.perf_counter() - started
+    if status == 0:
+        if story.is_file():
+            return StageRun(node.name, "Ran", why, seconds, f"ran in {seconds:.1f} s")
+        return StageRun(node.name, "Restored", why, seconds, f"restored from DVC's cache in {seconds:.1f} s")
+    told = read_json(story) if story.is_file() else {}
+    if told.get("outcome") in (None, "ran"):  # DVC itself, or a stage that was killed before it could tell
+        last = [line for line in log_file.read_text(encoding="utf-8").splitlines() if line.strip()][-3:]
+        return StageRun(node.name, "Failed", why, seconds, f"exit status {status}: " + " / ".join(last))
+    return StageRun(node.name, FAILED_STATES.get(told["outcome"], "Failed"), why, seconds, told["message"])
+
+
+# As many threads as stages: those that wait for their upstreams hold one, so that a free slot always goes to a
+# stage that can run. How many run at once is `jobs`.
+@flow(name="reproduce", task_runner=ThreadPoolTaskRunner(), persist_result=False)  # type: ignore[arg-type]
+def reproduce(jobs: int = 2, stage_timeout_seconds: float | None = None) -> State[None]:
+    """Bring every stage of dvc.yaml up to date, independent ones side by side.
+
+    jobs: stages at once. stage_timeout_seconds: a stage that takes longer is ended with its process group.
+    """
+    end_with_parent()
+    started = time.perf_counter()
+    RUN_FILE.unlink(missing_ok=True)
+    with sole("reproduce"):
+        try:
+            nodes, changed = plan()
+        except UserError as error:
+            return Failed(name=FAILED_STATES[error.outcome], message=str(error))
+        run = Run(changed, jobs, stage_timeout_seconds)
+        try:
+            with run.groups:
+                futures: dict[str, PrefectFuture[Any]] = {}
+                for node in nodes:
+                    upstreams = [futures[name] for name in node.upstreams]
+                    futures[node.name] = stage.submit(node, run, wait_for=upstreams, return_state=False)
+                for future in futures.values():
+                    future.wait()
+        finally:
+            stages = [run.ended.get(node.name, StageRun(node.name, "NotRun")) for node in nodes]
+            seconds = round(time.perf_counter() - started, 3)
+            write_json(RUN_FILE, {"seconds": seconds, "stages": [asdict(ended) for ended in stages]})
+        return _conclusion(stages, seconds)
+
+
+def _conclusion(stages: list[StageRun], seconds: float) -> State[None]:
+    """The flow's own state, and what Prefect's pages show of the run: states, reasons, seconds; no values of rows."""
+    counts = Counter(ended.state for ended in stages)
+    summary = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+    rows = [
+        {"stage": s.stage, "state": s.state, "why": console.in_short(s.why), "seconds": round(s.seconds, 1)}
+        for s in stages
+    ]
+    create_table_artifact(table=rows, key="reproduce-stages", description="How each stage ended, and why it ran")
+    create_markdown_artifact(f"**{summary}** in {seconds:.1f} s\n", key="reproduce-summary")
+    failures = [ended for ended in stages if ended.state not in GOOD_STATES]
+    if not failures:
+        return Completed(message=summary)
+    message = "; ".join(f"{ended.stage}: {ended.message}" for ended in failures if ended.message)
+    only_gates = all(ended.state in ("GateClosed", "NotRun") for ended in failures)
+    return Failed(name="GateClosed" if only_gates else "Failed", message=message)
+
+
+def last_run() -> dict[str, Any]:
+    """What RUN_FILE tells; an empty run when there is none."""
+    found: dict[str, Any] = read_json(RUN_FILE) if RUN_FILE.is_file() else {"seconds": 0.0, "stages": []}
+    return found
+
+
+def drain() -> None:
+    """Send the log lines and events that Prefect still holds, before its server is stopped; at most some seconds."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    for worker in (APILogWorker, EventsWorker):
+        worker.drain_all(timeout=5)

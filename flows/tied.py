@@ -1,0 +1,18 @@
+"""Run a module that ends when the process that started it is gone, even by SIGKILL.
+
+    python -m flows.tied MODULE ARGUMENTS…
+
+What started it is named by the environment (`TUNEWRIGHT_PARENT`), and it runs in a process group of its own.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+from tunewright.stage import end_with_parent
+
+if __name__ == "__main__":
+    end_with_parent()
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

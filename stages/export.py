@@ -1,0 +1,198 @@
+"""Export the tuned model: safetensors and ONNX, each proven in a fresh process before it replaces the last export.
+
+Reads   paths.tuned_model   the model to export
+        paths.model_passed  the model gate's pass: nothing is exported that it has not passed
+        paths.tokens        test rows to compare logits on
+Writes  paths.export        what plain Transformers opens, model.onnx, and MANIFEST.json: SHA-256 and size of each file
+Report  paths.reports/export.json: the files, and how far each form's logits are from the tuned model's
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, Field
+
+from tunewright.batches import sorted_batches
+from tunewright.compute import read_tokens
+from tunewright.errors import UserError
+from tunewright.files import atomic_folder, read_json, sha256_file, sha256_tree, write_json
+from tunewright.gates import require_pass
+from tunewright.params import Section
+from tunewright.parity import Form, Parity, outcome, start, write_batches
+from tunewright.report import Report
+from tunewright.stage import Dep, Key, Out, Paths, run_stage
+from tunewright.task import TaskType
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Batch = tuple[dict[str, np.ndarray], np.ndarray]
+
+BATCH_SIZE = 16
+MANIFEST = "MANIFEST.json"
+
+
+class ExportParams(Section):
+    """Which forms, and how closely they must agree with the tuned model."""
+
+    onnx: bool = Field(description="write model.onnx beside the safetensors")
+    opset_version: int = Field(ge=18, le=23, description="of ONNX; 18 is what PyTorch writes without converting")
+    parity_rows: int = Field(ge=1, le=10_000, description="test rows whose logits are compared")
+    parity_atol: float = Field(gt=0.0, le=0.1, description="the largest difference of a logit that is let through")
+
+
+class ExportPaths(Paths):
+    tuned_model: Dep
+    model_passed: Dep
+    tokens: Dep
+    export: Out
+
+
+class ExportedFile(BaseModel):
+    """One exported file; size in bytes."""
+
+    sha256: str
+    size: int
+
+
+class ExportReport(Report):
+    """`parity`: by form, the largest difference of a logit over all of `shapes` (rows, tokens)."""
+
+    model_sha256: str
+    opset_version: int | None
+    files: dict[str, ExportedFile]
+    parity_rows: int
+    shapes: list[tuple[int, int]]
+    parity: dict[str, Parity]
+
+
+def run(
+    paths: ExportPaths, params: ExportParams, task: TaskType, num_threads: Annotated[int, Key("num_threads")]
+) -> ExportReport:
+    """Export, compare, and only then replace the last export.
+
+    Raises
+        GateClosed  when the model gate has not passed this very model.
+        UserError   when an exported form's logits differ from the tuned model's by more than parity_atol.
+    """
+    model_sha256 = sha256_tree(paths.tuned_model)
+    require_pass(paths.model_passed, "model", model_sha256)
+
+    import torch
+
+    torch.set_num_threads(num_threads)
+    model = task.load_model(paths.tuned_model, {}).eval()
+    rows = _spread_over_lengths(read_tokens(paths.tokens / "test.arrow"), params.parity_rows)
+    # The tuned model's logits come first: the exporter can leave a model in train mode.
+    batches = _batches(model, task, rows)
+
+    with atomic_folder(paths.export) as folder, tempfile.TemporaryDirectory() as scratch:
+        shutil.copytree(paths.tuned_model, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
+        asked = Path(scratch) / "batches.npz"
+        write_batches(asked, batches)
+        parity: dict[Form, Parity] = {}
+        # The safetensors are compared while this process is busy with the ONNX export.
+        with start("safetensors", folder, asked, num_threads) as comparison:
+            if params.onnx:
+                _write_onnx(model, batches[0][0], params.opset_version, folder / "model.onnx")
+            parity["safetensors"] = outcome(comparison)
+        if params.onnx:
+            with start("onnx", folder, asked, num_threads) as comparison:
+                parity["onnx"] = outcome(comparison)
+        for form, found in parity.items():
+            _check(form, found, params.parity_atol)
+        files = {
+            found.relative_to(folder).as_posix(): ExportedFile(sha256=sha256_file(found), size=found.stat().st_size)
+            for found in sorted(folder.rglob("*"))
+            if found.is_file()
+        }
+        report = ExportReport(
+            model_sha256=model_sha256,
+            opset_version=params.opset_version if params.onnx else None,
+            files=files,
+            parity_rows=len(rows),
+            shapes=[inputs["input_ids"].shape for inputs, _ in batches],
+            parity=parity,
+        )
+        manifest = report.model_dump(mode="json", include={"files", "model_sha256", "opset_version"})
+        write_json(folder / MANIFEST, manifest | {"passed": read_json(paths.model_passed)})
+    return report
+
+
+def _spread_over_lengths(table: Any, count: int) -> list[dict[str, Any]]:
+    """At most `count` rows at even steps from the shortest to the longest, both included: many shapes, no chance."""
+    if table.num_rows == 0:
+        raise UserError("export: the test split has no row to compare logits on. Raise prepare.split.test.")
+    lengths = table.column("length").to_pylist()
+    order = sorted(range(table.num_rows), key=lambda row: lengths[row])
+    count = min(count, table.num_rows)
+    steps = [round(at * (table.num_rows - 1) / max(1, count - 1)) for at in range(count)]
+    rows: list[dict[str, Any]] = (
+        table.select(["input_ids", "labels", "length"]).take([order[at] for at in steps]).to_pylist()
+    )
+    return rows
+
+
+def _batches(model: Any, task: TaskType, rows: list[dict[str, Any]]) -> list[Batch]:
+    """Inputs and logits of every shape to compare: all rows in one padded batch, the shortest and the longest row
+    alone, and batches of like length."""
+    import torch
+
+    count = len(rows)
+    like = sorted_batches([row["length"] for row in rows], BATCH_SIZE)
+    batches: list[Batch] = []
+    for members in [list(range(count)), [0], [count - 1], *like]:
+        inputs = task.collate([rows[at] for at in members], model.config.pad_token_id or 0)
+        inputs.pop("labels")
+        with torch.inference_mode():
+            logits = model(**inputs).logits
+        batches.append(({name: value.numpy() for name, value in inputs.items()}, logits.numpy()))
+    return batches
+
+
+def _write_onnx(model: Any, example: dict[str, np.ndarray], opset_version: int, path: Path) -> None:
+    """Write model.onnx with dynamic batch and length, its inputs and its output named as Transformers names them."""
+    import logging
+
+    import torch
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    # Two rows of at least two tokens: PyTorch takes a size of one for a constant.
+    inputs = {
+        name: torch.zeros((2, max(2, values.shape[1])), dtype=torch.int64) + 1 for name, values in example.items()
+    }
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model,
+            kwargs=inputs,
+            dynamo=True,
+            input_names=list(inputs),
+            output_names=["logits"],
+            dynamic_shapes={name: {0: "batch", 1: "length"} for name in inputs},
+            opset_version=opset_version,
+            verbose=False,
+        )
+    # The exporter notes the source line of each node, with the absolute paths of this machine.
+    ClearMetadataAndDocStringPass()(program.model)
+    program.save(path)
+
+
+def _check(form: str, found: Parity, atol: float) -> None:
+    if found.max_abs_difference is None or found.max_abs_difference > atol:
+        differs = "not finite" if found.max_abs_difference is None else f"{found.max_abs_difference:.3g} away"
+        raise UserError(
+            f"export: the logits of the exported {form} are {differs} from the tuned model's, in a batch of "
+            f"{found.shape[0]} rows of {found.shape[1]} tokens; expected at most export.parity_atol: {atol:g}. "
+            "The last export is kept. Try another export.opset_version, or set export.onnx: false."
+        )
+
+
+if __name__ == "__main__":
+    run_stage(run)

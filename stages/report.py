@@ -1,0 +1,225 @@
+"""One self-contained page on the tuned model, the verdict first. Made whether or not the gate will open.
+
+Reads   paths.reports/{ingest,validate,prepare,audit_data,fetch_model,tokenize,finetune,baseline,evaluate,verdict}.json
+        paths.predictions  and paths.prepared, for the texts of the most confident errors
+Writes  paths.report_page  HTML with its style and pictures inside: no script, nothing fetched from anywhere
+Report  paths.reports/report.json
+
+The page is made from stages/report.html.j2. Everything that comes from data or params is escaped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from tunewright import charts
+from tunewright.files import read_json, read_parquet, write_text
+from tunewright.params import Section
+from tunewright.report import Report
+from tunewright.stage import Dep, Key, Out, Paths, run_stage
+from tunewright.task import TaskType
+
+SECTIONS = {
+    "verdict": "Verdict",
+    "headline": "Headline",
+    "pictures": "Pictures",
+    "metrics": "Metrics",
+    "slices": "Slices",
+    "errors": "Most confident errors",
+    "baseline": "Baseline",
+    "rows": "Rows",
+    "bias": "Bias in the data",
+    "provenance": "Provenance",
+}
+SPLITS = ("train", "validation", "test")
+METRICS = ("accuracy", "macro_f1", "ece", "brier", "loss")
+WORST_FIRST = ("fail", "warn", "insufficient", "not_assessed", "pass")
+MAX_CHARACTERS = 600
+"""Of a text on the page; a longer one is cut, and says so."""
+PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "tokenizers",
+    "safetensors",
+    "datasets",
+    "scikit-learn",
+    "great_expectations",
+    "pandas",
+    "pyarrow",
+    "numpy",
+)
+
+
+class ReportParams(Section):
+    """What the page is called, and how much of the data it quotes."""
+
+    title: str = Field(min_length=1)
+    max_examples: int = Field(ge=0, le=1000, description="of the most confident errors, with their texts")
+
+
+class ReportPaths(Paths):
+    ingest_report: Dep
+    validate_report: Dep
+    prepare_report: Dep
+    audit_data_report: Dep
+    fetch_model_report: Dep
+    tokenize_report: Dep
+    finetune_report: Dep
+    baseline_report: Dep
+    evaluate_report: Dep
+    verdict_report: Dep
+    predictions: Dep
+    prepared: Dep
+    report_page: Out
+
+
+class ReportReport(Report):
+    """What stands on the page."""
+
+    sections: list[str]
+    pictures: list[str]
+    examples: int
+
+
+def run(
+    paths: ReportPaths,
+    params: ReportParams,
+    task: TaskType,
+    seed: Annotated[int, Key("seed")],
+    num_threads: Annotated[int, Key("num_threads")],
+    split: Annotated[Any, Key("prepare")],
+    training: Annotated[Any, Key("finetune")],
+    confidence_level: Annotated[float, Key("evaluate.confidence_level")],
+) -> ReportReport:
+    """Write the page."""
+    reports = {field.removesuffix("_report"): read_json(path) for field, path in paths if field.endswith("_report")}
+    pictures = _pictures(reports, task.params.labels)
+    errors = _confident_errors(paths, params.max_examples)
+    set_params = {"seed": seed, "num_threads": num_threads}
+    set_params |= _flat("prepare", split.model_dump()) | _flat("finetune", training.model_dump())
+    page = _render(
+        title=params.title,
+        task=task.params,
+        sections=SECTIONS,
+        splits=SPLITS,
+        metrics=METRICS,
+        reports=reports,
+        findings=sorted(reports["verdict"]["findings"], key=lambda found: WORST_FIRST.index(found["verdict"])),
+        pictures=pictures,
+        errors=errors,
+        set_params=set_params,
+        packages=_versions(),
+        confidence_level=confidence_level,
+    )
+    write_text(paths.report_page, page)
+    return ReportReport(sections=list(SECTIONS), pictures=list(pictures), examples=len(errors))
+
+
+def _pictures(reports: Mapping[str, Any], labels: list[str]) -> dict[str, str]:
+    """Each picture of the page as SVG, by its name."""
+    ingest, prepare, tokenize = reports["ingest"], reports["prepare"], reports["tokenize"]
+    baseline, evaluate = reports["baseline"], reports["evaluate"]
+    test, opponent = evaluate["splits"]["test"], baseline["splits"]["test"]["metrics"]["accuracy"]
+    majority = baseline["majority"]["test_accuracy"]
+    accuracy = test["metrics"]["accuracy"]
+    train = tokenize["splits"]["train"]
+    pictures = {
+        "accuracy": charts.accuracy_compared(
+            [
+                ("majority", majority, majority, majority),
+                ("baseline", opponent["value"], opponent["low"], opponent["high"]),
+                ("tuned", accuracy["value"], accuracy["low"], accuracy["high"]),
+            ]
+        ),
+        "loss": charts.loss_curves(reports["finetune"]["history"], reports["finetune"]["best_step"]),
+        "confusion": charts.confusion_matrix(test["confusion"], labels),
+        "reliability": charts.reliability(test["reliability"]),
+        "lengths": charts.token_lengths(
+            train["histogram"]["edges"],
+            train["histogram"]["counts"],
+            tokenize["max_length"],
+            train["truncation_rate"],
+        ),
+        "labels": charts.label_shares({split: prepare["splits"][split]["label_shares"] for split in SPLITS}, labels),
+        "funnel": charts.row_funnel(
+            [
+                ("raw", ingest["rows"]["rows_in"]),
+                ("ingested", ingest["rows"]["rows_kept"]),
+                ("prepared", prepare["rows"]["rows_kept"]),
+            ],
+            [(split, prepare["splits"][split]["rows"]) for split in SPLITS],
+        ),
+    }
+    if evaluate["slices"]:
+        pictures["slices"] = charts.slices(evaluate["slices"], accuracy["value"])
+    return pictures
+
+
+def _confident_errors(paths: ReportPaths, count: int) -> list[dict[str, Any]]:
+    """The rows of test that the model got wrong with the highest probability."""
+    import pyarrow.compute as pc
+
+    predictions = read_parquet(paths.predictions).filter(pc.field("split") == "test").to_pylist()
+    wrong = [row for row in predictions if row["predicted"] != row["label"]]
+    wrong.sort(key=lambda row: (-row[f"probability_{row['predicted']}"], row["row_id"]))
+    test = read_parquet(paths.prepared / "test.parquet", columns=["row_id", "text"]).to_pydict()
+    texts = dict(zip(test["row_id"], test["text"], strict=True))
+    return [
+        {
+            "row_id": row["row_id"],
+            "text": _cut(texts[row["row_id"]]),
+            "label": row["label"],
+            "predicted": row["predicted"],
+            "probability": row[f"probability_{row['predicted']}"],
+        }
+        for row in wrong[:count]
+    ]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}… ({len(text):,} characters)"
+
+
+def _flat(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a section, dotted as `dvc params diff` writes them."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(f"{section}.{key}", value) if isinstance(value, Mapping) else {f"{section}.{key}": value}
+    return flat
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {package: version(package) for package in PACKAGES}
+
+
+def _render(**context: Any) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": lambda value: f"{value:.1%}",
+        "points": lambda value: f"{100 * value:+.1f}".replace("-", "−"),
+        "decimal": lambda value, digits=4: f"{value:.{digits}f}".replace("-", "−"),
+        "count": lambda value: f"{value:,}",
+        "level": lambda value: f"{100 * value:g}%",
+        "as_yaml": lambda value: json.dumps(value, ensure_ascii=False),
+    }
+    return environment.get_template("report.html.j2").render(context)
+
+
+if __name__ == "__main__":
+    run_stage(run)

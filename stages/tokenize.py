@@ -1,0 +1,146 @@
+"""Tokenize the prepared splits into model inputs.
+
+Reads   paths.prepared        Parquet, one file a split
+        paths.data_passed     the data gate's pass: nothing is tokenized that it has not passed
+        paths.base_model      for its tokenizer
+Writes  paths.tokens          one Arrow stream a split: row_id, input_ids (T,), labels, length; nothing is padded
+        paths.tokenize_plots  lengths.csv, for `dvc plots`
+Report  paths.reports/tokenize.json: lengths in tokens before truncation, and how many rows were cut
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, Field
+
+from tunewright.errors import UserError
+from tunewright.files import atomic_folder, read_json, read_parquet, sha256_tree
+from tunewright.gates import require_pass
+from tunewright.params import Section
+from tunewright.report import Report, RowAccount
+from tunewright.stage import Dep, Out, Paths, run_stage
+from tunewright.task import TaskType
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SPLITS = ("train", "validation", "test")
+
+
+class TokenizeParams(Section):
+    """How rows become tokens."""
+
+    max_length: int = Field(ge=4, le=1_000_000, description="tokens; a longer row is cut, special tokens kept")
+
+
+class TokenizePaths(Paths):
+    prepared: Dep
+    data_passed: Dep
+    base_model: Dep
+    tokens: Out
+    tokenize_plots: Out
+
+
+class Histogram(BaseModel):
+    """`counts[i]` rows have a length in [edges[i], edges[i + 1]); the last one includes its upper edge."""
+
+    edges: list[int]
+    counts: list[int]
+
+
+class SplitLengths(BaseModel):
+    """Lengths in tokens, special tokens included, before truncation."""
+
+    rows: int
+    tokens: int
+    tokens_kept: int
+    mean: float
+    p50: float
+    p95: float
+    max: int
+    truncated: int
+    truncation_rate: float
+    histogram: Histogram
+
+
+class TokenizeReport(Report):
+    max_length: int
+    splits: dict[str, SplitLengths]
+
+
+def run(paths: TokenizePaths, params: TokenizeParams, task: TaskType) -> TokenizeReport:
+    """Tokenize every split.
+
+    Raises
+        GateClosed  when the data gate has not passed these very rows.
+        UserError   when max_length is more than the model can take.
+    """
+    import pyarrow as pa
+    from tokenizers import Tokenizer
+
+    require_pass(paths.data_passed, "prepared", sha256_tree(paths.prepared))
+    _check_fits(paths.base_model, params.max_length)
+    tokenizer = Tokenizer.from_file(str(paths.base_model / "tokenizer.json"))
+    splits: dict[str, SplitLengths] = {}
+    with atomic_folder(paths.tokens) as folder:
+        for split in SPLITS:
+            rows = read_parquet(paths.prepared / f"{split}.parquet")
+            encoded = task.encode(rows, tokenizer, params.max_length)
+            kept = [len(ids) for ids in encoded["input_ids"]]
+            table = pa.table(
+                {
+                    "row_id": rows.column("row_id"),
+                    "input_ids": pa.array(encoded["input_ids"], type=pa.list_(pa.int32())),
+                    "labels": pa.array(encoded["labels"]),
+                    "length": pa.array(kept, type=pa.int32()),
+                }
+            )
+            with pa.OSFile(str(folder / f"{split}.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as out:
+                out.write_table(table.combine_chunks())
+            splits[split] = _lengths(encoded["tokens_before"], kept, params.max_length)
+    _write_plot(splits, paths.tokenize_plots)
+    rows_in = sum(found.rows for found in splits.values())
+    return TokenizeReport(
+        rows=RowAccount(rows_in=rows_in, rows_kept=rows_in), max_length=params.max_length, splits=splits
+    )
+
+
+def _check_fits(base_model: Path, max_length: int) -> None:
+    longest = read_json(base_model / "config.json").get("max_position_embeddings")
+    if longest is not None and max_length > longest:
+        raise UserError(f"tokenize.max_length: found {max_length}; the base model takes at most {longest} tokens.")
+
+
+def _lengths(before: list[int], kept: list[int], max_length: int) -> SplitLengths:
+    import numpy as np
+
+    lengths = np.array(before, dtype=np.int64)
+    truncated = int((lengths > max_length).sum())
+    width = max(1, -(-int(lengths.max()) // 32))
+    edges = list(range(0, int(lengths.max()) + width, width))
+    counts, _ = np.histogram(lengths, bins=edges)
+    return SplitLengths(
+        rows=len(lengths),
+        tokens=int(lengths.sum()),
+        tokens_kept=sum(kept),
+        mean=float(lengths.mean()),
+        p50=float(np.percentile(lengths, 50)),
+        p95=float(np.percentile(lengths, 95)),
+        max=int(lengths.max()),
+        truncated=truncated,
+        truncation_rate=truncated / len(lengths),
+        histogram=Histogram(edges=edges, counts=counts.tolist()),
+    )
+
+
+def _write_plot(splits: dict[str, SplitLengths], folder: Path) -> None:
+    with atomic_folder(folder) as staging:
+        lines = ["tokens,rows"]
+        found = splits["train"].histogram
+        lines += [f"{edge},{count}" for edge, count in zip(found.edges[:-1], found.counts, strict=True)]
+        (staging / "lengths.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_stage(run)

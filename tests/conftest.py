@@ -1,0 +1,174 @@
+"""What the tests share: a tiny real model, and a copy of this repository that runs in seconds.
+
+Nothing here stands in for a part of ours: the stages, DVC, Prefect, Transformers and the data are the real ones,
+only fewer rows and a model of 100 thousand weights.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+REPOSITORY = Path(__file__).parent.parent
+ROWS = 700
+
+
+def environment() -> dict[str, str]:
+    """The environment of a child process: this interpreter's programs first, nobody's Prefect, no telemetry."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "TUNEWRIGHT_"))}
+    return {
+        **kept,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "COLUMNS": "400",  # a message is one line, whatever the terminal
+        "GIT_AUTHOR_NAME": "test",
+        "GIT_AUTHOR_EMAIL": "test@example.com",
+        "GIT_COMMITTER_NAME": "test",
+        "GIT_COMMITTER_EMAIL": "test@example.com",
+    }
+
+
+def make_tiny_model(folder: Path, texts: list[str]) -> None:
+    """A BERT of two layers with random weights (seeded) and a WordPiece tokenizer trained on `texts`."""
+    import torch
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    trained = BertWordPieceTokenizer(lowercase=True)
+    trained.train_from_iterator(texts, vocab_size=1500, min_frequency=2, show_progress=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    trained.save(str(folder / "tokenizer.json"))
+    BertTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), model_max_length=128).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=trained.get_vocab_size(),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+    )
+    BertModel(config).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\nA tiny model made by the tests.\n")
+
+
+def reviews(rows: int) -> bytes:
+    """About `rows` real movie reviews, at even steps over the whole file: it begins with the kindest."""
+    lines = (REPOSITORY / "data/raw/movie_reviews/movie_reviews.tsv").read_bytes().split(b"\r\n")
+    return b"\r\n".join(lines[: len(lines) // rows * rows : len(lines) // rows]) + b"\r\n"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds the tiny model."""
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    make_tiny_model(folder, reviews(ROWS).decode().splitlines())
+    return folder
+
+
+@dataclass
+class Project:
+    """A copy of this repository in a folder of its own, with git and DVC, few rows and the tiny model."""
+
+    root: Path
+
+    @classmethod
+    def make(cls, folder: Path, model: Path) -> Project:
+        """A new small project inside `folder`, committed to git, in which nothing has run yet."""
+        root = folder / "project"
+        root.mkdir()
+        copy_repository(root)
+        (root / "dvc.lock").unlink(missing_ok=True)
+        (root / "data/raw/movie_reviews/movie_reviews.tsv").write_bytes(reviews(ROWS))
+        shutil.copytree(model, root / "models/tiny")
+        found = cls(root)
+        found.edit(_small)
+        found.run("git", "init", "--quiet", "--initial-branch=main")
+        found.run("git", "add", "--all")
+        found.run("git", "commit", "--quiet", "--message", "a small project")
+        return found
+
+    def run(self, *command: str, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """Run a command in the project; `python` is this interpreter."""
+        found = subprocess.run(
+            command, cwd=self.root, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
+        )
+        if check and found.returncode:
+            raise AssertionError(f"{command} → {found.returncode}\n{found.stdout}\n{found.stderr}")
+        return found
+
+    def stage(self, name: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run one stage as DVC runs it, without DVC."""
+        return self.run("python", "-m", f"stages.{name}", check=check)
+
+    def tunewright(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run the `tunewright` command with the project's own code."""
+        return self.run("python", "-m", "flows.cli", *arguments, check=check)
+
+    def run_file(self, stage: str) -> Path:
+        """Where the story of a stage's latest run stands."""
+        return self.root / f".tunewright/runs/{stage}.json"
+
+    def edit(self, change: Callable[[Any], None]) -> None:
+        """Edit params.yaml, keeping its comments."""
+        yaml = YAML()
+        path = self.root / "params.yaml"
+        params = yaml.load(path.read_text(encoding="utf-8"))
+        change(params)
+        with path.open("w", encoding="utf-8") as stream:
+            yaml.dump(params, stream)
+
+    def lock(self) -> Any:
+        """The parsed dvc.lock."""
+        return YAML(typ="safe").load((self.root / "dvc.lock").read_text(encoding="utf-8"))
+
+    def ran(self) -> set[str]:
+        """The stages that have run since `forget_runs`."""
+        return {file.stem for file in (self.root / ".tunewright/runs").glob("*.json")}
+
+    def forget_runs(self) -> None:
+        """Forget which stages have run."""
+        shutil.rmtree(self.root / ".tunewright/runs", ignore_errors=True)
+
+
+def _small(params: Any) -> None:
+    params["paths"]["model_source"] = "models/tiny"
+    params["fetch_model"]["model_name_or_path"] = "./models/tiny"
+    params["validate"]["min_rows"] = 100
+    params["gate_data"]["max_label_share_gap"] = 0.5
+    params["tokenize"]["max_length"] = 64
+    params["finetune"].update(per_device_train_batch_size=16, learning_rate=1e-3, eval_steps=8, logging_steps=4)
+    params["baseline"].update(ngram_range=[1], C=[1.0])
+    params["evaluate"]["bootstrap_samples"] = 200
+    params["verdict"].update(min_accuracy=0.1, min_macro_f1=0.1, min_margin_over_baseline=-1.0, max_ece=1.0)
+    params["export"]["parity_rows"] = 8
+
+
+def copy_repository(root: Path) -> None:
+    """Copy what git would: tracked files, and new ones that it does not ignore."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        check=True,
+    ).stdout.decode()
+    for name in filter(None, listed.split("\0")):
+        if (REPOSITORY / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPOSITORY / name, root / name)
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_model: Path) -> Project:
+    """A small project, committed to git, in which nothing has run yet."""
+    return Project.make(tmp_path, tiny_model)

@@ -1,0 +1,63 @@
+"""prefect.yaml, deployed to a standing server and run by a real worker."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.xdist_group("prefect")
+
+
+def test_serve_deploy_and_run_through_a_worker(toy_alone: Any, wait_for: Any, ask: Any) -> None:
+    toy = toy_alone
+    shutil.copy(REPOSITORY / "prefect.yaml", toy.folder)
+    shutil.copytree(REPOSITORY / "flows", toy.folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+    assert toy.tunewright("deploy").returncode == 2  # no server stands
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    serving = toy.start("serve", "--port", port)
+    try:
+        wait_for((toy.folder / ".tunewright" / "server.json").exists, 120)
+        api_url = f"http://127.0.0.1:{port}/api"
+
+        deployed = toy.tunewright("deploy")
+        assert deployed.returncode == 0, deployed.stdout + deployed.stderr
+        deployment = ask(api_url, "/deployments/name/reproduce/reproduce")
+        assert deployment["work_pool_name"] == "tunewright"
+        assert deployment["entrypoint"] == "flows/reproduce.py:reproduce"
+        (schedule,) = deployment["schedules"]
+        assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == ("0 3 * * *", "Etc/UTC")
+
+        run = ask(api_url, f"/deployments/{deployment['id']}/create_flow_run", parameters={"jobs": 1})
+        final = wait_for(
+            lambda: next(
+                (
+                    found
+                    for found in [ask(api_url, f"/flow_runs/{run['id']}")]
+                    if found["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+                ),
+                None,
+            ),
+            120,
+        )
+        assert final["state_type"] == "COMPLETED", final["state"]
+        assert toy.executed() == ["last", "one", "side", "two"]
+
+        toy.set("last.text", "other")
+        done = toy.tunewright("run")  # finds the standing server
+        assert done.returncode == 0 and f"http://127.0.0.1:{port}" in done.stdout
+        assert toy.executed() == ["last"]
+    finally:
+        serving.send_signal(signal.SIGTERM)
+        output, _ = serving.communicate(timeout=60)
+    assert serving.returncode == 130, output
+    assert toy.survivors() == []

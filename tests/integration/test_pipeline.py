@@ -1,0 +1,274 @@
+"""The whole pipeline on real reviews with a tiny model: by the flow, by DVC alone, after every kind of edit.
+
+One project runs through the flow, a second one by `dvc repro` without Prefect, and both must agree to the byte.
+Then the first is edited, one thing after another: each edit has a reason that `tunewright why` names before, and a
+set of stages that run, and no more. The table that this makes is written to `changes.md` in pytest's own folder,
+or where TUNEWRIGHT_CHANGES_TABLE says.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Project
+from tunewright.files import read_json, sha256_tree
+
+pytestmark = pytest.mark.xdist_group("pipeline")
+
+STAGES = {
+    "ingest",
+    "validate",
+    "prepare",
+    "audit_data",
+    "gate_data",
+    "fetch_model",
+    "tokenize",
+    "finetune",
+    "baseline",
+    "evaluate",
+    "verdict",
+    "report",
+    "gate_model",
+    "export",
+}
+FROM_VERDICT = {"verdict", "report", "gate_model", "export"}
+FROM_FINETUNE = {"finetune", "evaluate", *FROM_VERDICT}
+FROM_PREPARE = STAGES - {"ingest", "validate", "fetch_model"}
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Project, str]:
+    """A project after its first `tunewright run`, and what that printed."""
+    project = Project.make(tmp_path_factory.mktemp("flow"), tiny_model)
+    return project, project.tunewright("run").stdout
+
+
+@pytest.fixture(scope="module")
+def ran(first_run) -> Project:
+    return first_run[0]
+
+
+def test_the_first_run_runs_every_stage_and_ends_with_a_summary(first_run):
+    project, printed = first_run
+    assert project.ran() == STAGES
+    for stage in STAGES:
+        assert f"{stage}" in printed
+    assert "models/export" in printed and "reports/report.html" in printed
+    assert (project.root / "models/export/model.onnx").is_file()
+
+
+def test_the_second_run_runs_nothing_and_says_so(ran):
+    ran.forget_runs()
+    printed = ran.tunewright("run").stdout
+    assert ran.ran() == set()
+    assert "Nothing to run: all 14 stages are up to date." in printed
+    assert "Nothing would run" in ran.tunewright("why").stdout
+    assert ran.run("dvc", "status").stdout.strip() == "Data and pipelines are up to date."
+
+
+def test_dvc_alone_does_the_same_work_and_gives_the_same_lock(ran, tmp_path_factory, tiny_model):
+    alone = Project.make(tmp_path_factory.mktemp("dvc"), tiny_model)
+    alone.run("dvc", "repro")
+    assert alone.ran() == STAGES
+    assert alone.lock() == ran.lock()
+    assert not (alone.root / ".tunewright/prefect").exists()
+
+
+def test_what_is_produced_is_ignored_by_git_and_the_lock_is_not(ran):
+    assert ran.run("git", "status", "--porcelain", "--untracked-files=all").stdout.split() == ["??", "dvc.lock"]
+
+
+def test_the_tuned_model_opens_in_plain_transformers(ran):
+    from transformers import pipeline
+
+    for folder in ("models/tuned", "models/export"):
+        (found,) = pipeline("text-classification", str(ran.root / folder))("A fine film.")
+        assert found["label"] in {"negative", "positive"}
+        assert 0.5 <= found["score"] <= 1.0
+
+
+def edit_text(path: str, old: str, new: str) -> Callable[[Project], None]:
+    def change(project: Project) -> None:
+        text = (project.root / path).read_text(encoding="utf-8")
+        assert old in text
+        (project.root / path).write_text(text.replace(old, new, 1), encoding="utf-8", newline="")
+
+    return change
+
+
+def set_param(section: str, **values: object) -> Callable[[Project], None]:
+    return lambda project: project.edit(lambda params: params[section].update(values))
+
+
+def flip_one_label(project: Project) -> None:
+    path = project.root / "data/raw/movie_reviews/movie_reviews.tsv"
+    lines = path.read_bytes().split(b"\r\n")
+    assert lines[0].startswith(b"1\t2.26666666667\t")
+    lines[0] = lines[0].replace(b"\t2.26", b"\t-2.26", 1)
+    path.write_bytes(b"\r\n".join(lines))
+
+
+@dataclass
+class Change:
+    name: str
+    make: Callable[[Project], None]
+    named: str
+    """What `tunewright why` must name before the run."""
+    expected: set[str]
+
+
+CHANGES = [
+    Change("learning rate", set_param("finetune", learning_rate=2e-3), "finetune.learning_rate", FROM_FINETUNE),
+    Change("split seed", set_param("prepare", split_seed=1), "prepare.split_seed", FROM_PREPARE),
+    Change("one changed label", flip_one_label, "data/raw/movie_reviews", STAGES - {"fetch_model"}),
+    Change("max_length", set_param("tokenize", max_length=40), "tokenize.max_length", {"tokenize", *FROM_FINETUNE}),
+    Change("a gate's threshold", set_param("verdict", min_accuracy=0.2), "verdict.min_accuracy", FROM_VERDICT),
+    # Its outputs are the same bytes as before, so nothing below it runs.
+    Change(
+        "a line of a stage's code",
+        edit_text("stages/baseline.py", "from __future__", "# A comment.\nfrom __future__"),
+        "stages/baseline.py",
+        {"baseline"},
+    ),
+    # Another pin can give other weights, so all that uses it runs; here the versions are the same, and so are the
+    # outputs: verdict, report and gate_model have nothing new to read.
+    Change(
+        "a pin in requirements/train.txt",
+        edit_text("requirements/train.txt", "datasets==", "# pinned again\ndatasets=="),
+        "requirements/train.txt",
+        {"fetch_model", "tokenize", "finetune", "evaluate", "export"},
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    rows = ["| change | expected stages | stages that reran |", "|---|---|---|"]
+    yield rows
+    path = Path(os.environ.get("TUNEWRIGHT_CHANGES_TABLE") or tmp_path_factory.mktemp("table") / "changes.md")
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.name)
+def test_an_edit_runs_what_depends_on_it_and_no_more(change, ran, table):
+    change.make(ran)
+    assert change.named in ran.tunewright("why").stdout
+    ran.forget_runs()
+    ran.run("dvc", "repro")
+    order = [stage for stage in ran.lock()["stages"] if stage in STAGES]
+    table.append(
+        f"| {change.name} | {', '.join(sorted(change.expected, key=order.index))} "
+        f"| {', '.join(sorted(ran.ran(), key=order.index))} |"
+    )
+    assert ran.ran() == change.expected
+
+
+def test_an_edit_taken_back_is_restored_from_the_cache(ran):
+    set_param("verdict", min_accuracy=0.1)(ran)
+    ran.forget_runs()
+    printed = ran.tunewright("run").stdout
+    set_param("verdict", min_accuracy=0.2)(ran)
+    printed = ran.tunewright("run").stdout
+    assert "restored" in printed
+    assert not ran.ran() & {"finetune", "evaluate"}
+
+
+class TestClosedGates:
+    """A gate that closes stops what it guards, in all three ways of running, and keeps the last good export."""
+
+    @pytest.fixture(scope="class")
+    def closed(self, ran: Project) -> Iterator[tuple[Project, str]]:
+        good = sha256_tree(ran.root / "models/export")
+        set_param("verdict", min_accuracy=0.999, min_macro_f1=0.998)(ran)
+        yield ran, good
+        set_param("verdict", min_accuracy=0.2, min_macro_f1=0.1)(ran)
+
+    def test_dvc_repro_stops_and_the_page_tells_why(self, closed):
+        project, good = closed
+        found = project.run("dvc", "repro", check=False)
+        assert found.returncode != 0
+        for rule in ("verdict.min_accuracy", "verdict.min_macro_f1"):
+            assert rule in found.stderr + found.stdout
+        assert "Traceback" not in found.stderr
+        assert read_json(project.root / ".tunewright/runs/gate_model.json")["outcome"] == "gate_closed"
+        assert read_json(project.root / "reports/verdict.json")["open"] is False
+        assert "min_accuracy" in (project.root / "reports/report.html").read_text(encoding="utf-8")
+        assert not (project.root / "reports/model.passed").exists()
+        assert sha256_tree(project.root / "models/export") == good
+
+    def test_dvc_repro_of_export_alone_refuses(self, closed):
+        project, good = closed
+        assert project.run("dvc", "repro", "-s", "export", check=False).returncode != 0
+        assert sha256_tree(project.root / "models/export") == good
+
+    def test_a_pass_for_another_model_is_refused(self, closed):
+        project, good = closed
+        (project.root / "reports/model.passed").write_text('{"model": "0123", "verdict": "4567"}')
+        found = project.stage("export", check=False)
+        (project.root / "reports/model.passed").unlink()
+        assert found.returncode == 3
+        assert "passed another model" in found.stderr
+        assert sha256_tree(project.root / "models/export") == good
+
+    def test_the_flow_fails_with_an_exit_status_of_its_own(self, closed):
+        project, good = closed
+        found = project.tunewright("run", check=False)
+        assert found.returncode == 3
+        assert "verdict.min_accuracy" in found.stdout and "Traceback" not in found.stdout + found.stderr
+        assert sha256_tree(project.root / "models/export") == good
+
+
+class TestBadInput:
+    """A user's mistake: one clear message, a status of its own, nothing half-written. Each in a project of its own."""
+
+    def refused(self, project: Project, *named: str, ran: set[str] = frozenset()) -> None:
+        found = project.tunewright("run", check=False)
+        printed = " ".join((found.stdout + found.stderr).split())
+        assert found.returncode == 2, printed
+        for name in named:
+            assert name in printed
+        assert "Traceback" not in printed
+        done = {stage for stage in project.ran() if read_json(project.run_file(stage))["outcome"] == "ran"}
+        assert done == ran
+        left = project.run("git", "status", "--porcelain", "--untracked-files=all", "--ignored").stdout
+        assert "~" not in left
+
+    def test_a_file_that_is_not_there(self, project):
+        project.edit(lambda params: params["ingest"]["sources"][0].update(path="reviews.tsv"))
+        self.refused(project, "data/raw/movie_reviews/reviews.tsv")
+
+    def test_a_column_that_is_not_there(self, project):
+        project.edit(lambda params: params["ingest"]["sources"][0].update(text_column="txt"))
+        self.refused(project, "movie_reviews.tsv", "'txt'", "text")
+
+    def test_a_mistyped_key(self, project):
+        edit_text("params.yaml", "  learning_rate:", "  learning_rat:")(project)
+        self.refused(project, "finetune.learning_rat", "Did you mean `learning_rate`?")
+
+    def test_an_empty_file(self, project):
+        (project.root / "data/raw/movie_reviews/movie_reviews.tsv").write_bytes(b"")
+        self.refused(project, "movie_reviews.tsv", "no row")
+
+    def test_a_model_of_pickled_weights_alone(self, project):
+        (project.root / "models/tiny/model.safetensors").rename(project.root / "models/tiny/pytorch_model.bin")
+        found = project.run("dvc", "repro", "-s", "fetch_model", check=False)
+        assert found.returncode != 0
+        assert "pytorch_model.bin" in found.stderr + found.stdout
+        assert "Traceback" not in found.stderr + found.stdout
+        assert not (project.root / "models/base").exists()
+        assert read_json(project.run_file("fetch_model"))["outcome"] == "bad_input"
+
+
+def test_null_labels_close_the_data_gate_before_anything_is_tokenized(project):
+    path = project.root / "data/raw/movie_reviews/movie_reviews.tsv"
+    path.write_bytes(path.read_bytes().replace(b"\t2.26666666667\t", b"\t\t", 1))
+    found = project.run("dvc", "repro", "tokenize", check=False)
+    assert found.returncode != 0
+    assert read_json(project.run_file("gate_data"))["outcome"] == "gate_closed"
+    assert "expect_column_values_to_not_be_null of label" in found.stderr + found.stdout
+    assert "tokenize" not in project.ran()

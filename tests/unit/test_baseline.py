@@ -1,0 +1,149 @@
+"""The baseline on texts whose right answer is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pydantic import ValidationError
+
+from stages.baseline import BaselineParams, BaselinePaths, BaselineReport, run
+from tunewright.errors import GateClosed, UserError
+from tunewright.files import read_parquet, sha256_file, sha256_tree, write_json, write_parquet
+from tunewright.task_types.text_classification import Task, TaskParams
+
+TASK = Task(TaskParams(type="text_classification", labels=["negative", "positive"]))
+Rows = list[tuple[str, str]]
+
+# A word alone says nothing here: each stands as often in a good text as in a bad one. Pairs of words decide.
+PAIRS = [("not good", "negative"), ("so good", "positive"), ("not bad", "positive"), ("so bad", "negative")]
+WORDS = [("good", "positive"), ("fine", "positive"), ("bad", "negative")]
+
+
+def write_split(folder: Path, split: str, rows: Rows) -> None:
+    table = {
+        "row_id": [f"{split}-{number}" for number in range(len(rows))],
+        "text": [text for text, _ in rows],
+        "label": [label for _, label in rows],
+    }
+    write_parquet(pa.table(table), folder / f"{split}.parquet")
+
+
+def prepared(folder: Path, train: Rows, validation: Rows, test: Rows) -> BaselinePaths:
+    paths = BaselinePaths(
+        prepared=folder / "prepared",
+        data_passed=folder / "data.passed",
+        baseline_predictions=folder / "baseline_predictions.parquet",
+    )
+    for split, rows in {"train": train, "validation": validation, "test": test}.items():
+        write_split(paths.prepared, split, rows)
+    write_json(paths.data_passed, {"prepared": sha256_tree(paths.prepared)})
+    return paths
+
+
+def measure(
+    paths: BaselinePaths, ngram_range: list[int] | None = None, strengths: list[float] | None = None, min_df: int = 1
+) -> BaselineReport:
+    params = BaselineParams(ngram_range=ngram_range or [1], C=strengths or [1.0], min_df=min_df, sublinear_tf=True)
+    return run(paths, params, TASK, seed=0, bootstrap_samples=200, confidence_level=0.95)
+
+
+def test_words_that_decide(tmp_path: Path) -> None:
+    paths = prepared(tmp_path, WORDS * 5, WORDS, [*WORDS, ("bad", "negative")])
+    report = measure(paths)
+    assert report.splits["test"].metrics["accuracy"].value == 1.0
+    assert report.splits["validation"].metrics["macro_f1"].value == 1.0
+    # 10 of 15 rows of train are positive; 2 of 4 rows of test are.
+    assert (report.majority.label, report.majority.test_accuracy) == ("positive", 0.5)
+    assert report.chosen.features == 3
+    assert report.rows is not None and report.rows.rows_in == 15 + 3 + 4
+
+
+def test_predictions(tmp_path: Path) -> None:
+    paths = prepared(tmp_path, WORDS * 5, WORDS, WORDS)
+    measure(paths)
+    table = read_parquet(paths.baseline_predictions)
+    assert table.column_names == [
+        "row_id",
+        "split",
+        "label",
+        "predicted",
+        "probability_negative",
+        "probability_positive",
+    ]
+    assert table["row_id"].to_pylist() == [f"{split}-{row}" for split in ("validation", "test") for row in range(3)]
+    assert table["split"].to_pylist() == ["validation"] * 3 + ["test"] * 3
+    assert table["predicted"].to_pylist() == ["positive", "positive", "negative"] * 2
+    for row in table.to_pylist():
+        assert row["probability_negative"] + row["probability_positive"] == pytest.approx(1.0, abs=1e-9)
+        assert (row["probability_positive"] > 0.5) == (row["predicted"] == "positive")
+
+
+def test_pairs_of_words_are_taken_where_they_decide(tmp_path: Path) -> None:
+    report = measure(prepared(tmp_path, PAIRS * 5, PAIRS, PAIRS), ngram_range=[1, 2], strengths=[10.0])
+    assert report.chosen.ngram_range == 2
+    assert report.splits["test"].metrics["accuracy"].value == 1.0
+    assert max(found.validation_accuracy for found in report.candidates if found.ngram_range == 1) <= 0.75
+
+
+def test_the_choice_is_made_on_validation_alone(tmp_path: Path) -> None:
+    swapped = [(text, "positive" if label == "negative" else "negative") for text, label in PAIRS]
+    report = measure(prepared(tmp_path, PAIRS * 5, PAIRS, swapped), ngram_range=[1, 2], strengths=[10.0])
+    assert report.chosen.ngram_range == 2
+    assert report.splits["test"].metrics["accuracy"].value == 0.0
+
+
+def test_a_tie_goes_to_the_lower_loss_then_to_the_simpler(tmp_path: Path) -> None:
+    # One word a text: longer n-grams add nothing. Every candidate is right everywhere; C = 10 is surer of it.
+    report = measure(prepared(tmp_path, WORDS * 5, WORDS, WORDS), ngram_range=[3, 1, 2], strengths=[0.5, 10.0])
+    assert {found.validation_accuracy for found in report.candidates if found.C == 10.0} == {1.0}
+    assert (report.chosen.ngram_range, report.chosen.C) == (1, 10.0)
+    assert len(report.candidates) == 6
+
+
+def test_three_labels(tmp_path: Path) -> None:
+    rows = [("red", "warm"), ("blue", "cold"), ("grey", "neither")]
+    task = Task(TaskParams(type="text_classification", labels=["warm", "neither", "cold"]))
+    params = BaselineParams(ngram_range=[1], C=[10.0], min_df=1, sublinear_tf=False)
+    paths = prepared(tmp_path, rows * 4, rows, rows)
+    report = run(paths, params, task, seed=0, bootstrap_samples=100, confidence_level=0.95)
+    assert report.splits["test"].metrics["accuracy"].value == 1.0
+    assert read_parquet(paths.baseline_predictions).column_names[4:] == [
+        "probability_warm",
+        "probability_neither",
+        "probability_cold",
+    ]
+
+
+def test_same_inputs_same_bytes(tmp_path: Path) -> None:
+    paths = prepared(tmp_path, PAIRS * 5, PAIRS, WORDS)
+    first = measure(paths, ngram_range=[1, 2])
+    digest = sha256_file(paths.baseline_predictions)
+    assert measure(paths, ngram_range=[1, 2]) == first
+    assert sha256_file(paths.baseline_predictions) == digest
+
+
+def test_a_closed_gate(tmp_path: Path) -> None:
+    paths = prepared(tmp_path, WORDS, WORDS, WORDS)
+    write_split(paths.prepared, "train", WORDS * 2)
+    with pytest.raises(GateClosed, match="passed another prepared"):
+        measure(paths)
+    paths.data_passed.unlink()
+    with pytest.raises(GateClosed, match="is closed"):
+        measure(paths)
+    assert not paths.baseline_predictions.exists()
+
+
+def test_no_n_gram_is_left(tmp_path: Path) -> None:
+    paths = prepared(tmp_path, WORDS, WORDS, WORDS)
+    with pytest.raises(UserError, match=r"no n-gram of words stands in 9 rows of train. Lower baseline.min_df"):
+        measure(paths, min_df=9)
+
+
+@pytest.mark.parametrize("wrong", [{"C": [0.0]}, {"C": []}, {"ngram_range": [0]}, {"min_df": 0}, {"c": [1.0]}])
+def test_params_are_bounded(wrong: dict[str, object]) -> None:
+    right = {"ngram_range": [1], "C": [1.0], "min_df": 1, "sublinear_tf": True}
+    BaselineParams.model_validate(right)
+    with pytest.raises(ValidationError):
+        BaselineParams.model_validate(right | wrong)

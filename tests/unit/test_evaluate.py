@@ -1,0 +1,282 @@
+"""Evaluation of a tiny model whose every answer is known: it gives each text 3/4 negative, 1/4 positive."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pydantic import ValidationError
+
+from stages.evaluate import EvaluateParams, EvaluatePaths, EvaluateReport, run
+from tunewright.errors import UserError
+from tunewright.files import read_parquet, sha256_file, sha256_tree, write_parquet
+from tunewright.statistics import wilson_interval
+from tunewright.task_types.text_classification import Task, TaskParams
+
+LABELS = ["negative", "positive"]
+TASK = Task(TaskParams(type="text_classification", labels=LABELS))
+
+# Text, label, genre. Lengths 3, 3, 7, 12, 12: the model, which always says negative, is right in rows 1, 3 and 4.
+TEST = [
+    ("bad", "negative", "drama"),
+    ("joy", "positive", "drama"),
+    ("a bored", "negative", None),
+    ("so very bad.", "negative", "comedy"),
+    ("so very good", "positive", "drama"),
+]
+VALIDATION = [("dull", "negative", "drama"), ("fun", "positive", "comedy")]
+BASELINE = ["negative", "positive", "positive", "positive", "negative"]  # right in rows 1 and 2
+
+PARAMS = EvaluateParams(
+    per_device_eval_batch_size=2,
+    bootstrap_samples=200,
+    confidence_level=0.95,
+    calibration_bins=5,
+    length_slices=[3, 7, 9],
+    slice_columns=["genre"],
+)
+
+
+@pytest.fixture(scope="module")
+def save_model() -> Callable[..., None]:
+    """Saves a tiny BERT; `change` may alter its weights first."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    def save(folder: Path, change: Callable[[Any], None]) -> None:
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=40,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            max_position_embeddings=16,
+            id2label=dict(enumerate(LABELS)),
+        )
+        model = BertForSequenceClassification(config)
+        with torch.no_grad():
+            change(model)
+        model.save_pretrained(folder)
+
+    return save
+
+
+def always_three_to_one(model: Any) -> None:
+    model.classifier.weight.zero_()
+    model.classifier.bias[0] = math.log(3)
+    model.classifier.bias[1] = 0
+
+
+def write_rows(paths: EvaluatePaths, split: str, rows: list[tuple[str, str, str | None]]) -> None:
+    ids = [f"{split}-{number}" for number in range(len(rows))]
+    texts, labels, genres = (list(column) for column in zip(*rows, strict=True))
+    table = pa.table({"row_id": ids, "text": texts, "label": labels, "genre": genres})
+    write_parquet(table, paths.prepared / f"{split}.parquet")
+    inputs = [[1 + ord(letter) % 39 for letter in text] for text in texts]
+    tokens = pa.table(
+        {
+            "row_id": ids,
+            "input_ids": pa.array(inputs, type=pa.list_(pa.int32())),
+            "labels": pa.array([LABELS.index(label) for label in labels], type=pa.int64()),
+            "length": pa.array([len(row) for row in inputs], type=pa.int32()),
+        }
+    )
+    paths.tokens.mkdir(exist_ok=True)
+    with pa.ipc.new_stream(str(paths.tokens / f"{split}.arrow"), tokens.schema) as stream:
+        stream.write_table(tokens)
+
+
+@pytest.fixture
+def paths(tmp_path: Path, save_model: Callable[..., None]) -> EvaluatePaths:
+    found = EvaluatePaths(
+        tuned_model=tmp_path / "tuned",
+        tokens=tmp_path / "tokens",
+        prepared=tmp_path / "prepared",
+        baseline_predictions=tmp_path / "baseline_predictions.parquet",
+        predictions=tmp_path / "predictions.parquet",
+        evaluate_plots=tmp_path / "plots",
+    )
+    save_model(found.tuned_model, always_three_to_one)
+    write_rows(found, "validation", VALIDATION)
+    write_rows(found, "test", TEST)
+    rows = [
+        ("validation-0", "validation", "negative", "positive"),
+        ("validation-1", "validation", "positive", "positive"),
+    ]
+    rows += [(f"test-{at}", "test", label, BASELINE[at]) for at, (_, label, _) in enumerate(TEST)]
+    columns = dict(zip(["row_id", "split", "label", "predicted"], zip(*rows, strict=True), strict=True))
+    write_parquet(pa.table(columns), found.baseline_predictions)
+    return found
+
+
+def measure(paths: EvaluatePaths, **changes: Any) -> EvaluateReport:
+    return run(paths, PARAMS.model_copy(update=changes), TASK, seed=0, num_threads=1)
+
+
+def test_metrics_by_hand(paths: EvaluatePaths) -> None:
+    report = measure(paths)
+    value = {name: found.value for name, found in report.splits["test"].metrics.items()}
+    assert value["accuracy"] == pytest.approx(3 / 5, abs=1e-9)
+    # Negative: 2·3/(3+5) = 0.75; positive is never predicted: 0.
+    assert value["macro_f1"] == pytest.approx(0.375, abs=1e-9)
+    assert value["ece"] == pytest.approx(0.75 - 0.6, abs=1e-6)
+    # (1/4)²·2 where right, (3/4)²·2 where wrong.
+    assert value["brier"] == pytest.approx((3 * 0.125 + 2 * 1.125) / 5, abs=1e-6)
+    assert value["loss"] == pytest.approx(-(3 * math.log(0.75) + 2 * math.log(0.25)) / 5, abs=1e-6)
+    assert report.splits["validation"].metrics["accuracy"].value == 0.5
+    for metric in report.splits["test"].metrics.values():
+        assert metric.low <= metric.value <= metric.high
+
+
+def test_classes_confusion_and_reliability(paths: EvaluatePaths) -> None:
+    found = measure(paths).splits["test"]
+    assert found.confusion == [[3, 0], [2, 0]]
+    negative, positive = found.per_class["negative"], found.per_class["positive"]
+    assert (negative.precision, negative.recall, negative.f1, negative.support) == (0.6, 1.0, 0.75, 3)
+    assert (positive.precision, positive.recall, positive.f1, positive.support) == (0.0, 0.0, 0.0, 2)
+    assert [bin_.rows for bin_ in found.reliability] == [0, 0, 0, 5, 0]
+    assert found.reliability[3].accuracy == 0.6
+
+
+def test_margin_over_the_baseline_is_paired(paths: EvaluatePaths) -> None:
+    margin = measure(paths).margin_over_baseline
+    assert margin.value == pytest.approx(3 / 5 - 2 / 5, abs=1e-9)
+    # Row by row 0, −1, 1, 1, 0: no resample passes −1 or 1, and one of five rows can decide the sign.
+    assert -1 <= margin.low < 0 < margin.high <= 1
+    # The model against itself: nothing, in every resample.
+    write_parquet(read_parquet(paths.predictions), paths.baseline_predictions)
+    itself = measure(paths).margin_over_baseline
+    assert (itself.value, itself.low, itself.high) == (0.0, 0.0, 0.0)
+
+
+def test_slices(paths: EvaluatePaths) -> None:
+    slices = measure(paths).slices
+    assert [(found.column, found.slice, found.rows, found.accuracy.value) for found in slices] == [
+        ("text length", "0 to 3", 2, 0.5),
+        ("text length", "4 to 7", 1, 1.0),
+        # No row of 8 or 9 characters.
+        ("text length", "over 9", 2, 0.5),
+        ("genre", "(missing)", 1, 1.0),
+        ("genre", "comedy", 1, 1.0),
+        ("genre", "drama", 3, pytest.approx(1 / 3)),
+    ]
+    assert all(found.insufficient for found in slices)
+    assert (slices[0].accuracy.low, slices[0].accuracy.high) == wilson_interval(1, 2, 0.95)
+    assert measure(paths, length_slices=[], slice_columns=[]).slices == []
+
+
+def test_thirty_rows_are_enough_for_a_slice(paths: EvaluatePaths) -> None:
+    rows = [("bad", "negative", "drama")] * 30 + [("joy", "positive", "comedy")] * 29
+    write_rows(paths, "test", rows)
+    baseline = {"row_id": [f"test-{at}" for at in range(59)], "split": ["test"] * 59, "label": ["negative"] * 59}
+    write_parquet(pa.table(baseline | {"predicted": ["negative"] * 59}), paths.baseline_predictions)
+    slices = measure(paths, length_slices=[]).slices
+    assert [(found.slice, found.rows, found.insufficient) for found in slices] == [
+        ("comedy", 29, True),
+        ("drama", 30, False),
+    ]
+
+
+def test_predictions_and_plots(paths: EvaluatePaths) -> None:
+    report = measure(paths)
+    table = read_parquet(paths.predictions)
+    assert table.column_names == [
+        *("row_id", "split", "label", "predicted", "probability_negative", "probability_positive"),
+        *("logit_negative", "logit_positive"),
+    ]
+    assert table.schema.field("probability_negative").type == pa.float64()
+    assert table.schema.field("logit_negative").type == pa.float32()
+    assert table.num_rows == 7
+    assert table["predicted"].to_pylist() == ["negative"] * 7
+    assert table["probability_negative"].to_pylist() == pytest.approx([0.75] * 7, abs=1e-6)
+    confusion = (paths.evaluate_plots / "confusion.csv").read_text().splitlines()
+    assert confusion[:3] == ['"actual","predicted"', '"negative","negative"', '"positive","negative"']
+    assert len(confusion) == 6
+    reliability = (paths.evaluate_plots / "reliability.csv").read_text().splitlines()
+    assert reliability[0] == '"confidence","accuracy","rows"'
+    confidence, accuracy, rows = reliability[1].split(",")
+    assert (float(confidence), float(accuracy), int(rows)) == pytest.approx((0.75, 0.6, 5), abs=1e-6)
+    assert report.model_sha256 == sha256_tree(paths.tuned_model)
+
+
+def test_each_row_gets_its_own_answer(paths: EvaluatePaths, save_model: Callable[..., None]) -> None:
+    """Batches are sorted by length and padded; the rows come back in their order, as if each were alone."""
+    import torch
+
+    def spread(model: Any) -> None:
+        model.classifier.weight.normal_(std=5.0)
+
+    save_model(paths.tuned_model, spread)
+    measure(paths)
+    found = read_parquet(paths.predictions).to_pylist()[len(VALIDATION) :]
+    model = TASK.load_model(paths.tuned_model, {}).eval()
+    for (text, _, _), row in zip(TEST, found, strict=True):
+        with torch.inference_mode():
+            alone = model(torch.tensor([[1 + ord(letter) % 39 for letter in text]])).logits[0].tolist()
+        assert [row["logit_negative"], row["logit_positive"]] == pytest.approx(alone, abs=1e-5)
+        assert row["predicted"] == LABELS[int(np.argmax(alone))]
+    assert len({row["logit_negative"] for row in found}) == 5
+
+
+def test_same_inputs_same_bytes(paths: EvaluatePaths) -> None:
+    first = measure(paths)
+    written = sha256_file(paths.predictions), sha256_tree(paths.evaluate_plots)
+    assert measure(paths) == first
+    assert (sha256_file(paths.predictions), sha256_tree(paths.evaluate_plots)) == written
+
+
+def test_a_slice_column_that_is_not_there(paths: EvaluatePaths) -> None:
+    with pytest.raises(UserError, match=r"evaluate.slice_columns: found 'year'; .*has row_id, text, label, genre"):
+        measure(paths, slice_columns=["year"])
+    assert not paths.predictions.exists() and not paths.evaluate_plots.exists()
+
+
+def test_a_column_of_too_many_values(paths: EvaluatePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.evaluate.MAX_SLICES", 4)
+    with pytest.raises(UserError, match=r"'text' has 5 values .* expected at most 4"):
+        measure(paths, slice_columns=["text"])
+
+
+def test_a_baseline_of_other_rows(paths: EvaluatePaths) -> None:
+    write_parquet(read_parquet(paths.baseline_predictions).slice(0, 6), paths.baseline_predictions)
+    with pytest.raises(UserError, match="other rows of test"):
+        measure(paths)
+
+
+def test_tokens_of_other_rows(paths: EvaluatePaths) -> None:
+    rows = read_parquet(paths.prepared / "validation.parquet")
+    write_parquet(rows.take([1, 0]), paths.prepared / "validation.parquet")
+    with pytest.raises(UserError, match="other rows of validation"):
+        measure(paths)
+    assert not paths.predictions.exists()
+
+
+def test_a_model_that_diverged(paths: EvaluatePaths, save_model: Callable[..., None]) -> None:
+    save_model(paths.tuned_model, lambda model: model.classifier.bias.fill_(float("nan")))
+    with pytest.raises(UserError, match="not finite for 2 of 2 rows"):
+        measure(paths)
+    assert not paths.predictions.exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"length_slices": [50, 50]},
+        {"length_slices": [0]},
+        {"bootstrap_samples": 10},
+        {"confidence_level": 1.0},
+        {"calibration_bins": 1},
+        {"batch_size": 8},
+    ],
+)
+def test_params_are_bounded(wrong: dict[str, object]) -> None:
+    right = PARAMS.model_dump()
+    EvaluateParams.model_validate(right)
+    with pytest.raises(ValidationError):
+        EvaluateParams.model_validate(right | wrong)

@@ -1,0 +1,208 @@
+# ruff: noqa: S106 - the tokens of a tokenizer are no passwords
+"""export, on a BERT of two layers that was never trained: its logits are as good as any to compare."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from stages.export import ExportParams, ExportPaths, _check, run
+from tunewright.errors import GateClosed, UserError
+from tunewright.files import sha256_file, sha256_tree, write_json
+from tunewright.parity import compare, write_batches
+from tunewright.task_types.text_classification import Task, TaskParams
+
+pytestmark = pytest.mark.xdist_group("export")
+
+LABELS = ["bad", "good", "mixed"]
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "fine", "film", "dull", "play", "long", "##er"]
+TASK = Task(TaskParams(type="text_classification", labels=LABELS))
+PARAMS = ExportParams(onnx=True, opset_version=18, parity_rows=20, parity_atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as `finetune` leaves it: save_pretrained, and the tokenizer's files."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("export") / "tuned"
+    torch.manual_seed(1)
+    config = BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=48,
+        hidden_dropout_prob=0.5,
+        initializer_range=0.5,
+        layer_norm_eps=1e-6,
+        id2label=dict(enumerate(LABELS)),
+        label2id={label: at for at, label in enumerate(LABELS)},
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordPiece({word: at for at, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(folder)
+    return folder
+
+
+def project(tuned: Path, folder: Path) -> ExportPaths:
+    """A project whose gate has passed the model, with 30 test rows of 2 to 31 tokens."""
+    import pyarrow as pa
+
+    lengths = [2 + row for row in range(30)]
+    table = pa.table(
+        {
+            "row_id": [f"r{row}" for row in range(30)],
+            "input_ids": pa.array([[4 + at % 7 for at in range(n)] for n in lengths], type=pa.list_(pa.int32())),
+            "labels": pa.array([row % 3 for row in range(30)]),
+            "length": pa.array(lengths, type=pa.int32()),
+        }
+    )
+    (folder / "tokens").mkdir()
+    with pa.OSFile(str(folder / "tokens/test.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as out:
+        out.write_table(table)
+    shutil.copytree(tuned, folder / "tuned")
+    write_json(folder / "model.passed", {"model": sha256_tree(folder / "tuned")})
+    return ExportPaths(
+        tuned_model=folder / "tuned",
+        model_passed=folder / "model.passed",
+        tokens=folder / "tokens",
+        export=folder / "export",
+    )
+
+
+@pytest.fixture(scope="module")
+def exported(tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[ExportPaths, dict[str, object]]:
+    """One export, for every test that only looks at it."""
+    paths = project(tuned, tmp_path_factory.mktemp("project"))
+    return paths, run(paths, PARAMS, TASK, num_threads=1).model_dump(mode="json")
+
+
+def test_each_form_gives_the_tuned_models_logits(exported):
+    _, report = exported
+    assert report["parity"]["safetensors"]["max_abs_difference"] == 0.0
+    assert 0.0 <= report["parity"]["onnx"]["max_abs_difference"] < 1e-5
+    # 20 of 30 rows, from the shortest (2 tokens) to the longest (31): all padded, each end alone, then 16 and 4.
+    assert report["parity_rows"] == 20
+    assert report["shapes"] == [[20, 31], [1, 2], [1, 31], [16, 31], [4, 7]]
+
+
+def test_the_manifest_names_every_file_by_its_bytes(exported):
+    paths, report = exported
+    manifest = json.loads((paths.export / "MANIFEST.json").read_text())
+    files = {found.name for found in paths.export.iterdir()} - {"MANIFEST.json"}
+    assert set(manifest["files"]) == files >= {"config.json", "model.onnx", "model.safetensors", "tokenizer.json"}
+    for name, entry in manifest["files"].items():
+        assert entry == {"sha256": sha256_file(paths.export / name), "size": (paths.export / name).stat().st_size}
+    assert manifest["model_sha256"] == sha256_tree(paths.tuned_model)
+    assert manifest["passed"] == {"model": sha256_tree(paths.tuned_model)}
+    assert manifest["opset_version"] == 18
+    assert manifest["files"] == report["files"]
+
+
+def test_plain_transformers_opens_it_with_real_label_names(exported):
+    from transformers import pipeline
+
+    paths, _ = exported
+    classify = pipeline("text-classification", str(paths.export), device="cpu")
+    answers = classify("A finer film", top_k=None)
+    assert {answer["label"] for answer in answers} == set(LABELS)
+    assert sum(answer["score"] for answer in answers) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_onnx_takes_any_batch_and_length_and_names_them(exported):
+    import numpy as np
+    import onnxruntime
+
+    paths, _ = exported
+    session = onnxruntime.InferenceSession(paths.export / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [(given.name, given.shape) for given in session.get_inputs()] == [
+        ("input_ids", ["batch", "length"]),
+        ("attention_mask", ["batch", "length"]),
+    ]
+    for shape in [(1, 1), (7, 3), (2, 48)]:
+        ones = np.ones(shape, dtype=np.int64)
+        (logits,) = session.run(["logits"], {"input_ids": ones, "attention_mask": ones})
+        assert logits.shape == (shape[0], 3)
+
+
+def test_a_second_export_has_the_same_bytes_and_no_path_of_this_machine(exported, tuned, tmp_path):
+    paths, report = exported
+    again = project(tuned, tmp_path)
+    assert run(again, PARAMS, TASK, num_threads=1).model_dump(mode="json") == report
+    assert sha256_tree(again.export) == sha256_tree(paths.export)
+    graph = (paths.export / "model.onnx").read_bytes()
+    assert b".py" not in graph and str(Path.cwd()).encode() not in graph
+
+
+def test_without_onnx_only_the_safetensors_are_compared(tuned, tmp_path):
+    paths = project(tuned, tmp_path)
+    report = run(paths, PARAMS.model_copy(update={"onnx": False}), TASK, num_threads=1)
+    assert set(report.parity) == {"safetensors"} and report.opset_version is None
+    assert not (paths.export / "model.onnx").exists()
+
+
+def test_a_model_that_the_gate_did_not_pass_is_not_exported(tuned, tmp_path):
+    paths = project(tuned, tmp_path)
+    config = paths.tuned_model / "config.json"
+    config.write_text(config.read_text().replace('"bad"', '"worse"'))
+    with pytest.raises(GateClosed, match="passed another model"):
+        run(paths, PARAMS, TASK, num_threads=1)
+    paths.model_passed.unlink()
+    with pytest.raises(GateClosed, match="closed"):
+        run(paths, PARAMS, TASK, num_threads=1)
+    assert not paths.export.exists()
+
+
+def test_an_export_that_differs_is_refused_and_the_last_one_stays(tuned, tmp_path, monkeypatch):
+    """The tuned model here is in train mode, as the exporter can leave one: dropout makes its logits others."""
+    paths = project(tuned, tmp_path)
+    paths.export.mkdir()
+    (paths.export / "old").write_text("the last good export")
+
+    class Dropping(Task):
+        def load_model(self, folder, settings):
+            model = super().load_model(folder, settings)
+            model.eval = lambda: model.train()
+            return model
+
+    params = PARAMS.model_copy(update={"onnx": False})
+    with pytest.raises(UserError, match=r"safetensors are .* away .* expected at most export.parity_atol: 0.0001"):
+        run(paths, params, Dropping(TASK.params), num_threads=1)
+    assert [found.name for found in tmp_path.glob("export/*")] == ["old"]
+    assert not list(tmp_path.glob(".export*"))
+
+
+def test_the_comparison_finds_the_worst_batch(exported, tmp_path):
+    import numpy as np
+    import onnxruntime
+
+    paths, _ = exported
+    session = onnxruntime.InferenceSession(paths.export / "model.onnx", providers=["CPUExecutionProvider"])
+    batches = []
+    for rows, moved in [(1, 0.0), (2, -0.25), (3, 0.125)]:
+        inputs = {name: np.ones((rows, 5), dtype=np.int64) for name in ("input_ids", "attention_mask")}
+        logits = session.run(["logits"], inputs)[0]
+        logits[0, 1] += moved
+        batches.append((inputs, logits))
+    write_batches(tmp_path / "batches.npz", batches)
+    found = compare("onnx", paths.export, tmp_path / "batches.npz", num_threads=1)
+    assert found.max_abs_difference == pytest.approx(0.25, abs=1e-6) and found.shape == (2, 5)
+
+    batches[2][1][0, 0] = np.nan
+    write_batches(tmp_path / "batches.npz", batches)
+    found = compare("onnx", paths.export, tmp_path / "batches.npz", num_threads=1)
+    assert found.max_abs_difference is None and found.shape == (3, 5)
+    with pytest.raises(UserError, match="exported onnx are not finite"):
+        _check("onnx", found, 1e-4)

@@ -1,0 +1,93 @@
+"""gate_data: opens the way to training, or names every rule that keeps it shut."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.gate_data import GateDataParams, GateDataPaths, GateDataReport, run
+from tunewright.errors import GateClosed, UserError
+from tunewright.files import sha256_tree
+
+SPLIT = {"rows": 10, "label_counts": {"neg": 5, "pos": 5}, "label_shares": {"neg": 0.5, "pos": 0.5}}
+
+
+def judge(folder: Path, require_assessed: bool = False, **changes: Any) -> GateDataReport:
+    """Reports of 100 raw rows, 80 of them kept, one split; `changes` replace single values."""
+    contract = {"name": "rows", "success": changes.get("success", True), "found": "100", "expected": "at least 1"}
+    assessed = {"rule": "audit_data.x", "verdict": changes.get("verdict", "pass"), "found": "f", "expected": "e"}
+    reports: dict[str, Any] = {
+        "ingest": {"rows": {"rows_in": 100, "rows_kept": 90}},
+        "validate": {"expectations": [contract]},
+        "prepare": {
+            "rows": {"rows_in": 90, "rows_kept": changes.get("kept", 80)},
+            "label_shares": {"neg": 0.5, "pos": 0.5},
+            "splits": {"test": changes.get("split", SPLIT)},
+        },
+        "audit_data": {"findings": [assessed]},
+    }
+    for stage, report in reports.items():
+        (folder / f"{stage}.json").write_text(json.dumps(report))
+    (folder / "prepared").mkdir(exist_ok=True)
+    (folder / "prepared" / "test.parquet").write_bytes(b"rows")
+    paths = GateDataPaths(
+        prepared=folder / "prepared",
+        data_passed=folder / "data.passed",
+        **{f"{stage}_report": folder / f"{stage}.json" for stage in reports},
+    )
+    limits = GateDataParams(max_dropped_fraction=0.2, max_label_share_gap=0.05, require_assessed=require_assessed)
+    return run(paths, limits)
+
+
+def test_the_pass_file_holds_what_was_judged(tmp_path: Path) -> None:
+    report = judge(tmp_path)
+    assert report.open
+    assert [finding.verdict for finding in report.findings] == ["pass", "pass", "pass", "pass"]
+    assert json.loads((tmp_path / "data.passed").read_text()) == {"prepared": sha256_tree(tmp_path / "prepared")}
+
+
+def test_every_failed_rule_is_named_and_an_old_pass_file_goes(tmp_path: Path) -> None:
+    judge(tmp_path)
+    split = {"rows": 4, "label_counts": {"neg": 0, "pos": 4}, "label_shares": {"neg": 0.0, "pos": 1.0}}
+    with pytest.raises(GateClosed) as caught:
+        judge(tmp_path, success=False, kept=79, split=split, verdict="fail")
+    message = str(caught.value)
+    assert "closed by 4 rules" in message
+    assert "validate: rows: found 100; expected at least 1" in message
+    assert "found 21 of 100 raw rows dropped (0.2100); expected at most 0.2" in message
+    assert "found test: no row of neg" in message
+    assert "audit_data.x" in message
+    assert caught.value.exit_status == 3
+    assert not (tmp_path / "data.passed").exists()
+
+
+def test_a_gap_in_the_shares_closes_it(tmp_path: Path) -> None:
+    split = {"rows": 100, "label_counts": {"neg": 44, "pos": 56}, "label_shares": {"neg": 0.44, "pos": 0.56}}
+    with pytest.raises(GateClosed, match=r"test: gap 0\.0600"):
+        judge(tmp_path, split=split)
+
+
+@pytest.mark.parametrize("verdict", ["insufficient", "not_assessed"])
+def test_what_is_not_assessed_closes_it_only_where_params_say_so(tmp_path: Path, verdict: str) -> None:
+    assert judge(tmp_path, verdict=verdict).findings[-1].verdict == verdict
+    with pytest.raises(GateClosed, match=r"audit_data\.x"):
+        judge(tmp_path, require_assessed=True, verdict=verdict)
+
+
+def test_a_missing_report_is_named(tmp_path: Path) -> None:
+    judge(tmp_path)
+    missing = tmp_path / "none.json"
+    paths = GateDataPaths(
+        prepared=tmp_path / "prepared",
+        data_passed=tmp_path / "data.passed",
+        ingest_report=missing,
+        validate_report=tmp_path / "validate.json",
+        prepare_report=tmp_path / "prepare.json",
+        audit_data_report=tmp_path / "audit_data.json",
+    )
+    limits = GateDataParams(max_dropped_fraction=0.2, max_label_share_gap=0.05, require_assessed=False)
+    with pytest.raises(UserError, match=r"none\.json: not found"):
+        run(paths, limits)

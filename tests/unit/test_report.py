@@ -1,0 +1,331 @@
+"""The report's page over reports of known figures, made by the classes of the stages that write them."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.audit_data import AuditDataReport
+from stages.baseline import BaselineReport
+from stages.evaluate import EvaluateReport
+from stages.fetch_model import FetchModelReport
+from stages.finetune import FinetuneParams, FinetuneReport
+from stages.ingest import IngestReport
+from stages.prepare import PrepareParams, PrepareReport
+from stages.report import SECTIONS, ReportParams, ReportPaths, ReportReport, run
+from stages.tokenize import TokenizeReport
+from stages.validate import ValidateReport
+from stages.verdict import VerdictReport
+from tunewright import charts
+from tunewright.files import write_parquet
+from tunewright.params import load_params
+from tunewright.task_types.text_classification import Task, TaskParams
+
+REPOSITORY = Path(__file__).parent.parent.parent
+ACCURACY = {"value": 0.875, "low": 0.8561, "high": 0.8924}
+
+
+def estimate(value: float, half: float = 0.02) -> dict[str, float]:
+    return {"value": value, "low": value - half, "high": value + half}
+
+
+def finding(rule: str, verdict: str, found: str = "found so", expected: str = "expected so") -> dict[str, str]:
+    return {"rule": rule, "verdict": verdict, "found": found, "expected": expected}
+
+
+def reports(labels: list[str], findings: list[dict[str, str]], gate_open: bool = True) -> dict[str, Any]:
+    """Ten reports of one run: 1,000 raw rows, 900 ingested, 850 prepared."""
+    low, high = labels
+    metrics = {"macro_f1": estimate(0.86), "ece": estimate(0.03, 0.01), "brier": estimate(0.1), "loss": estimate(0.3)}
+    bins = [
+        {"low": 0.0, "high": 0.5, "rows": 0, "confidence": None, "accuracy": None},
+        {"low": 0.5, "high": 0.75, "rows": 20, "confidence": 0.62, "accuracy": 0.55},
+        {"low": 0.75, "high": 1.0, "rows": 80, "confidence": 0.93, "accuracy": 0.95},
+    ]
+    split = {
+        "rows": 100,
+        "metrics": {"accuracy": ACCURACY, **metrics},
+        "per_class": {label: {"precision": 0.9, "recall": 0.8, "f1": 0.847, "support": 50} for label in labels},
+        "confusion": [[47, 3], [9, 41]],
+        "reliability": bins,
+    }
+    lengths = {
+        "rows": 100,
+        "tokens": 2000,
+        "tokens_kept": 1990,
+        "mean": 20.0,
+        "p50": 19.0,
+        "p95": 40.0,
+        "max": 70,
+        "truncated": 3,
+        "truncation_rate": 0.03,
+        "histogram": {"edges": [0, 35, 70], "counts": [90, 10]},
+    }
+    candidate = {"ngram_range": 2, "C": 3.0, "features": 5000, "validation_accuracy": 0.8, "validation_loss": 0.45}
+    shares = {low: 0.52, high: 0.48}
+    of_split = {"label_counts": {low: 52, high: 48}, "label_shares": shares, "mean_characters": 90.0}
+    sizes = {"test": 100, "train": 680, "validation": 70}
+    source = {"name": "reviews", "license": "MIT", "sha256": "a" * 64, "label_counts": {}, "null_counts": {}}
+    account = {"rows_in": 1000, "rows_kept": 900, "dropped": {"label_in_no_bin": 100}}
+    return {
+        "ingest": IngestReport(rows=account, sources=[{**source, "rows": account}]),
+        "validate": ValidateReport(
+            success=True,
+            expectations=[{"name": "expect_unique", "success": True, "found": "0 repeated", "expected": "none"}],
+        ),
+        "prepare": PrepareReport(
+            rows={"rows_in": 900, "rows_kept": 850, "dropped": {"duplicate": 50}},
+            distinct_texts=850,
+            conflicting_texts=0,
+            conflicting_text_rate=0.0,
+            label_shares=shares,
+            splits={name: {"rows": rows, **of_split} for name, rows in sizes.items()},
+        ),
+        "audit_data": AuditDataReport(
+            label_counts={low: 350, high: 330}, label_shares=shares, features={}, findings=[]
+        ),
+        "fetch_model": FetchModelReport(
+            model_name_or_path="package:base/model",
+            model_revision=None,
+            license="apache-2.0",
+            architecture="BertModel",
+            model_type="bert",
+            parameters=22713216,
+            sha256="b" * 64,
+        ),
+        "tokenize": TokenizeReport(max_length=64, splits=dict.fromkeys(sizes, lengths)),
+        "finetune": FinetuneReport(
+            finetuning_type="full",
+            parameters=22713986,
+            trainable_parameters=22713986,
+            steps=40,
+            epochs=1.0,
+            best_step=20,
+            best_metric=0.31,
+            metric_for_best_model="eval_loss",
+            stopped_early=False,
+            padded_to_real_tokens=1.02,
+            weights_sha256="c" * 64,
+            history=[
+                {"step": 10, "epoch": 0.25, "loss": 0.6},
+                {"step": 20, "epoch": 0.5, "loss": 0.4},
+                {"step": 20, "epoch": 0.5, "eval_loss": 0.31},
+                {"step": 40, "epoch": 1.0, "eval_loss": 0.33},
+            ],
+        ),
+        "baseline": BaselineReport(
+            candidates=[candidate],
+            chosen=candidate,
+            majority={"label": low, "test_accuracy": 0.5},
+            splits={"test": {"rows": 100, "metrics": {"accuracy": estimate(0.79), "macro_f1": estimate(0.78)}}},
+        ),
+        "evaluate": EvaluateReport(
+            model_sha256="d" * 64,
+            splits={"validation": split, "test": split},
+            margin_over_baseline={"value": 0.085, "low": 0.061, "high": 0.109},
+            slices=[{"column": "length", "slice": "0 to 50", "rows": 20, "accuracy": ACCURACY, "insufficient": True}],
+        ),
+        "verdict": VerdictReport(
+            open=gate_open,
+            require_assessed=False,
+            findings=findings,
+            counts={"pass": 1, "warn": 0, "fail": 0 if gate_open else 1, "insufficient": 0, "not_assessed": 1},
+            judged={"model": "d" * 64},
+        ),
+    }
+
+
+FINDINGS = [finding("verdict.min_accuracy", "pass"), finding("audit_data.sensitive_features", "not_assessed")]
+
+
+def make_page(
+    folder: Path,
+    labels: tuple[str, str] = ("bad", "good"),
+    findings: list[dict[str, str]] = FINDINGS,
+    gate_open: bool = True,
+    title: str = "Reviews",
+    text: str = "A film.",
+    max_examples: int = 2,
+) -> tuple[Path, ReportReport]:
+    """Write a run's reports, predictions and rows into a folder, and make the page."""
+    import pyarrow as pa
+
+    low, high = labels
+    for stage, report in reports([low, high], findings, gate_open).items():
+        report.write(folder / f"{stage}.json")
+    # r0 is right; of the wrong ones r3 is the surest, then r2, then r1. r4 is of validation.
+    probabilities = [0.9, 0.6, 0.7, 0.99, 0.999]
+    predictions = {
+        "row_id": [f"r{at}" for at in range(5)],
+        "split": ["test"] * 4 + ["validation"],
+        "label": [low, high, high, high, high],
+        "predicted": [low] * 5,
+        f"probability_{low}": probabilities,
+        f"probability_{high}": [1 - value for value in probabilities],
+    }
+    write_parquet(pa.table(predictions), folder / "predictions.parquet")
+    rows = {"row_id": ["r3", "r2", "r1", "r0"], "text": [text, "Second surest.", "Third surest.", "Right."]}
+    write_parquet(pa.table(rows), folder / "prepared/test.parquet")
+    given = {name: folder / f"{name.removesuffix('_report')}.json" for name in ReportPaths.model_fields}
+    given |= {
+        "predictions": folder / "predictions.parquet",
+        "prepared": folder / "prepared",
+        "report_page": folder / "report.html",
+    }
+    params = load_params(REPOSITORY / "params.yaml")
+    split, training = params.value("prepare"), params.value("finetune")
+    assert isinstance(split, PrepareParams) and isinstance(training, FinetuneParams)
+    report = run(
+        ReportPaths(**given),
+        ReportParams(title=title, max_examples=max_examples),
+        Task(TaskParams(type="text_classification", labels=[low, high])),
+        seed=42,
+        num_threads=2,
+        split=split,
+        training=training,
+        confidence_level=0.95,
+    )
+    return folder / "report.html", report
+
+
+class Page(HTMLParser):
+    """What a browser would see of the page: tags with attributes, and the text of each table row."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.rows:
+            self.rows[-1] += data if data.strip() else " "
+
+    def ids(self) -> list[str]:
+        return [found["id"] or "" for _, found in self.tags if "id" in found]
+
+
+def test_the_figures_stand_on_the_page(tmp_path):
+    path, report = make_page(tmp_path)
+    html = path.read_text()
+    assert "87.5%" in html and "85.6% to 89.2%, 100 rows" in html  # accuracy and its interval
+    assert "+8.5" in html and "+6.1 to +10.9" in html  # the paired margin, in points
+    assert "79.0%" in html and "50.0%" in html  # baseline, majority
+    assert "1,000" in html and "100 label in no bin" in html and "50 duplicate" in html
+    assert "22,713,216" in html and "apache-2.0" in html and "MIT" in html
+    for digit in "abcd":  # raw source, base model, tuned weights, tuned model
+        assert digit * 64 in html
+    assert "finetune.learning_rate" in html and "prepare.split.train" in html and "torch" in html
+    assert report.sections == list(SECTIONS) and report.examples == 2
+    assert report.pictures == ["accuracy", "loss", "confusion", "reliability", "lengths", "labels", "funnel", "slices"]
+
+
+def test_the_verdict_comes_first_and_the_worst_finding_on_top(tmp_path):
+    findings = [
+        finding("rule.a", "pass"),
+        finding("rule.b", "not_assessed"),
+        finding("rule.c", "warn"),
+        finding("rule.d", "fail", "0.5 on test", "at least 0.84"),
+    ]
+    path, _ = make_page(tmp_path, findings=findings, gate_open=False)
+    html = path.read_text()
+    assert "The gate is closed" in html and "1 rule stands against this model" in html
+    assert html.index("The gate is closed") < html.index("<table") < html.index("<svg")
+    order = re.findall(r"<tr><td><span class=\"badge (\w+)\">.*?<code>(rule\.\w)</code>", html)
+    assert order == [("fail", "rule.d"), ("warn", "rule.c"), ("not_assessed", "rule.b"), ("pass", "rule.a")]
+    assert "Not assessed is not passed." in html
+
+
+def test_an_open_gate_says_so(tmp_path):
+    html = make_page(tmp_path)[0].read_text()
+    assert "The gate is open" in html and "The gate is closed" not in html
+
+
+def test_the_surest_errors_of_test_come_first(tmp_path):
+    html = make_page(tmp_path, text="Surest of all.")[0].read_text()
+    shown = [html.index(text) for text in ("Surest of all.", "Second surest.")]
+    assert shown == sorted(shown)
+    assert "Third surest." not in html and "Right." not in html  # max_examples is 2
+    assert re.search(r"Surest of all\.</td><td>good</td><td>bad</td><td class=\"n\">0\.9900", html)
+
+
+def test_a_long_text_is_cut_and_says_so(tmp_path):
+    html = make_page(tmp_path, text="x" * 601)[0].read_text()
+    assert "x" * 600 + "… (601 characters)" in html and "x" * 601 not in html
+
+
+def test_no_example_where_none_is_asked_for(tmp_path):
+    path, report = make_page(tmp_path, max_examples=0, text="Surest of all.")
+    assert report.examples == 0 and "Surest of all." not in path.read_text()
+
+
+ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)>&amp;\"'-->"
+
+
+def test_markup_in_data_params_and_findings_is_text(tmp_path):
+    path, _ = make_page(
+        tmp_path,
+        labels=(f"{ATTACK}a", f"{ATTACK}b"),
+        title=ATTACK,
+        text=ATTACK,
+        findings=[finding(ATTACK, "fail", ATTACK, ATTACK)],
+        gate_open=False,
+    )
+    page = Page(path.read_text())
+    tags = {tag for tag, _ in page.tags}
+    assert not tags & {"script", "img", "iframe", "object", "embed"}
+    assert not [found for _, found in page.tags if any(name.startswith("on") for name in found)]
+    assert sum(row.count(ATTACK) for row in page.rows) >= 6  # shown as it was written: nothing is lost either
+
+
+def test_the_page_asks_nothing_of_anyone(tmp_path):
+    html = make_page(tmp_path)[0].read_text()
+    assert "http://" not in html and "https://" not in html and "@import" not in html
+    asked = [found[name] for _, found in Page(html).tags for name in ("src", "href") if name in found]
+    assert {address[:1] for address in asked if address} == {"#", "d"}  # places on the page, and one empty data: icon
+
+
+def test_links_pictures_and_tables_can_be_found_by_everyone(tmp_path):
+    page = Page(make_page(tmp_path)[0].read_text())
+    ids = page.ids()
+    assert len(ids) == len(set(ids))
+    targets = [
+        found["href"] for tag, found in page.tags if tag in ("a", "use") and (found.get("href") or "").startswith("#")
+    ]
+    assert targets and {target[1:] for target in targets if target} <= set(ids)
+    pictures = [found for tag, found in page.tags if tag == "svg"]
+    assert len(pictures) == 8
+    assert all(found["role"] == "img" and found["aria-label"] for found in pictures)
+    headers = [found for tag, found in page.tags if tag == "th"]
+    assert headers and all(found["scope"] in ("col", "row") for found in headers)
+
+
+def test_the_same_reports_give_the_same_bytes(tmp_path):
+    first, second = (make_page(tmp_path / name)[0].read_bytes() for name in ("one", "two"))
+    assert first == second
+
+
+def test_a_picture_takes_its_colours_from_the_page():
+    svg = charts.confusion_matrix([[3, 1], [0, 4]], ["a$b$", "c"])
+    assert "var(--first)" in svg and not re.search(r"#[0-9a-f]{6}", svg)
+    assert "75.0%" in svg and "100.0%" in svg  # 3 of 4, 4 of 4
+    assert "a$b$" in svg  # a dollar sign is no mathematics
+    assert "<title>Confusion matrix on test</title>" in svg and "actual a$b$: 3 as a$b$, 1 as c" in svg
+
+
+@pytest.mark.parametrize("labels", [2, 30])
+def test_many_labels_still_make_a_picture(labels):
+    names = [f"label {at}" for at in range(labels)]
+    counts = [[int(row == column) for column in range(labels)] for row in range(labels)]
+    assert charts.confusion_matrix(counts, names).count("label ") >= 2 * labels
+    shares = {"train": dict.fromkeys(names, 1 / labels)}
+    assert charts.label_shares(shares, names).startswith("<svg")

@@ -1,0 +1,162 @@
+"""The verdict over reports of known figures, and the gate that acts on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from stages import gate_model, verdict
+from stages.gate_model import GateModelPaths
+from stages.verdict import VerdictParams, VerdictPaths, VerdictReport
+from tunewright.errors import GateClosed, UserError
+from tunewright.files import read_json, sha256_file, write_json, write_text
+from tunewright.gates import require_pass
+
+PARAMS = VerdictParams(min_accuracy=0.84, min_macro_f1=0.84, min_margin_over_baseline=0.0, max_ece=0.1)
+MODEL = "5" * 64
+
+
+def estimate(value: float, half: float = 0.01) -> dict[str, float]:
+    return {"value": value, "low": value - half, "high": value + half}
+
+
+def reports() -> dict[str, Any]:
+    """Reports of a run in which every rule holds: 10 of 100 raw rows dropped, shares within 0.02."""
+    metrics = {"accuracy": estimate(0.87), "macro_f1": estimate(0.86), "ece": estimate(0.05)}
+    shares = {"negative": 0.5, "positive": 0.5}
+    split = {"label_counts": {"negative": 9, "positive": 9}, "label_shares": {"negative": 0.52, "positive": 0.48}}
+    return {
+        "ingest": {"rows": {"rows_in": 100, "rows_kept": 95}},
+        "validate": {"expectations": [{"name": "rows", "success": True, "found": "95", "expected": "at least 10"}]},
+        "prepare": {"rows": {"rows_in": 95, "rows_kept": 90}, "label_shares": shares, "splits": {"test": split}},
+        "audit_data": {
+            "findings": [
+                {"rule": "audit_data", "verdict": "not_assessed", "found": "no column", "expected": "a column"},
+            ]
+        },
+        "baseline": {"splits": {"test": {"metrics": {"accuracy": estimate(0.79)}}}},
+        "evaluate": {
+            "model_sha256": MODEL,
+            "splits": {"test": {"metrics": metrics}},
+            "margin_over_baseline": estimate(0.08, 0.02),
+        },
+    }
+
+
+def judge(folder: Path, found: dict[str, Any], require_assessed: bool = False, **params: float) -> VerdictReport:
+    paths = VerdictPaths(**{f"{stage}_report": folder / f"{stage}.json" for stage in found})
+    for stage, report in found.items():
+        write_json(folder / f"{stage}.json", report)
+    limits = SimpleNamespace(max_dropped_fraction=0.2, max_label_share_gap=0.05, require_assessed=require_assessed)
+    return verdict.run(paths, PARAMS.model_copy(update=params), limits)
+
+
+def failed(report: VerdictReport) -> list[str]:
+    return [finding.rule for finding in report.findings if finding.verdict == "fail"]
+
+
+def test_every_rule_holds(tmp_path: Path) -> None:
+    report = judge(tmp_path, reports())
+    assert report.open
+    assert report.counts == {"pass": 7, "warn": 0, "fail": 0, "insufficient": 0, "not_assessed": 1}
+    assert report.judged == {"model": MODEL}
+    by_rule = {finding.rule: finding for finding in report.findings}
+    assert by_rule["verdict.min_accuracy"].found == "0.8700 [0.8600, 0.8800] on test"
+    margin = by_rule["verdict.min_margin_over_baseline"]
+    assert margin.found == "0.0800 [0.0600, 0.1000]: accuracy 0.8700 against 0.7900 on test"
+    assert margin.expected == "the whole interval above 0.0"
+
+
+def test_all_violations_stand_in_one_verdict(tmp_path: Path) -> None:
+    found = reports()
+    found["validate"]["expectations"][0]["success"] = False
+    found["prepare"]["rows"]["rows_kept"] = 70
+    report = judge(tmp_path, found, min_accuracy=0.9, max_ece=0.01)
+    assert not report.open
+    assert failed(report) == [
+        "validate: rows",
+        "gate_data.max_dropped_fraction",
+        "verdict.min_accuracy",
+        "verdict.max_ece",
+    ]
+    assert report.counts["fail"] == 4
+
+
+def test_a_limit_that_is_just_met(tmp_path: Path) -> None:
+    report = judge(tmp_path, reports(), min_accuracy=0.87, min_macro_f1=0.86, max_ece=0.05)
+    assert report.open
+
+
+@pytest.mark.parametrize(("limit", "verdict_"), [(0.05, "pass"), (0.06, "fail"), (0.07, "fail"), (0.11, "fail")])
+def test_the_whole_margin_must_lie_above_its_limit(tmp_path: Path, limit: float, verdict_: str) -> None:
+    found = reports()
+    found["evaluate"]["margin_over_baseline"] = {"value": 0.08, "low": 0.06, "high": 0.10}
+    report = judge(tmp_path, found, min_margin_over_baseline=limit)
+    margin = next(found for found in report.findings if found.rule == "verdict.min_margin_over_baseline")
+    assert margin.verdict == verdict_
+
+
+def test_what_was_not_assessed_closes_only_where_params_say_so(tmp_path: Path) -> None:
+    assert judge(tmp_path, reports()).open
+    strict = judge(tmp_path, reports(), require_assessed=True)
+    assert not strict.open and failed(strict) == []
+
+
+def test_a_report_that_is_missing_or_broken(tmp_path: Path) -> None:
+    judge(tmp_path, reports())
+    paths = VerdictPaths(**{f"{stage}_report": tmp_path / f"{stage}.json" for stage in reports()})
+    write_text(paths.evaluate_report, "{")
+    with pytest.raises(UserError, match=r"evaluate\.json: not valid JSON"):
+        verdict.run(paths, PARAMS, SimpleNamespace())
+    paths.evaluate_report.unlink()
+    with pytest.raises(UserError, match=r"evaluate\.json: not found"):
+        verdict.run(paths, PARAMS, SimpleNamespace())
+
+
+@pytest.mark.parametrize("wrong", [{"min_accuracy": 1.1}, {"max_ece": -0.1}, {"min_margin": 0.0}])
+def test_params_are_bounded(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        VerdictParams.model_validate(PARAMS.model_dump() | wrong)
+
+
+def gate(folder: Path, report: VerdictReport) -> GateModelPaths:
+    paths = GateModelPaths(
+        verdict_report=folder / "verdict.json",
+        report_report=folder / "report.json",
+        model_passed=folder / "model.passed",
+    )
+    report.write(paths.verdict_report)
+    return paths
+
+
+def test_an_open_gate_passes_this_model_and_no_other(tmp_path: Path) -> None:
+    paths = gate(tmp_path, judge(tmp_path, reports()))
+    report = gate_model.run(paths)
+    assert report.open
+    assert report.judged == {"model": MODEL, "verdict": sha256_file(paths.verdict_report)}
+    assert read_json(paths.model_passed) == report.judged
+    require_pass(paths.model_passed, "model", MODEL)
+    with pytest.raises(GateClosed, match="passed another model"):
+        require_pass(paths.model_passed, "model", "6" * 64)
+
+
+def test_a_closed_gate_names_every_rule_and_takes_the_old_pass_away(tmp_path: Path) -> None:
+    paths = gate(tmp_path, judge(tmp_path, reports()))
+    gate_model.run(paths)
+    gate(tmp_path, judge(tmp_path, reports(), min_accuracy=0.9, min_macro_f1=0.9))
+    with pytest.raises(GateClosed) as closed:
+        gate_model.run(paths)
+    assert "closed by 2 rules" in str(closed.value)
+    assert "verdict.min_accuracy: found 0.8700 [0.8600, 0.8800] on test; expected at least 0.9" in str(closed.value)
+    assert "verdict.min_macro_f1" in str(closed.value)
+    assert not paths.model_passed.exists()
+
+
+def test_require_assessed_closes_the_gate(tmp_path: Path) -> None:
+    paths = gate(tmp_path, judge(tmp_path, reports(), require_assessed=True))
+    with pytest.raises(GateClosed, match="audit_data: found no column"):
+        gate_model.run(paths)

@@ -1,0 +1,286 @@
+"""The pictures of the report: SVG that stands in an HTML page and takes its colours and font from there.
+
+Matplotlib draws with stand-in colours, which become CSS variables of the page: one picture serves light, dark and
+paper. Text stays text: it can be selected, searched and read aloud. No times, no random ids: the same numbers give
+the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from html import escape
+from itertools import pairwise
+from typing import Any
+
+INK, MUTED, GRID = "#000001", "#000002", "#000003"
+FIRST, SECOND, THIRD, ON_FIRST = "#000004", "#000005", "#000006", "#000007"
+CSS = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    GRID: "var(--grid)",
+    FIRST: "var(--first)",
+    SECOND: "var(--second)",
+    THIRD: "var(--third)",
+    ON_FIRST: "var(--on-first)",
+}
+SPLIT_COLOURS = (FIRST, SECOND, THIRD)
+STYLE = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": GRID,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 9,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.facecolor": "none",
+    "font.size": 9.5,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "svg.fonttype": "none",
+    "text.color": INK,
+    "text.parse_math": False,  # a label may hold a dollar sign
+    "xtick.color": GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.color": GRID,
+    "ytick.labelcolor": MUTED,
+    "ytick.left": False,
+}
+WIDTH = 6.0
+MAX_LABELS_WITH_NUMBERS = 10
+MAX_CHARACTERS = 36
+"""Of a name beside an axis: a longer one would leave no room for the picture."""
+
+
+def accuracy_compared(rows: Sequence[tuple[str, float, float, float]]) -> str:
+    """Accuracies with their intervals, one under the other: (name, value, low, high); the last one is ours."""
+    with _drawing(0.5 * len(rows) + 0.7, grid="x") as axes:
+        names = [row[0] for row in rows]
+        for at, (_, value, low, high) in enumerate(rows):
+            colour = FIRST if at == len(rows) - 1 else MUTED
+            _interval(axes, at, value, low, high, colour)
+            axes.annotate(
+                f"{value:.1%}", (max(high, value), at), (8, 0), textcoords="offset points", va="center", color=INK
+            )
+        _names_on_y(axes, names)
+        axes.margins(x=0.14)
+        _percent_on_x(axes)
+        axes.set_xlabel("accuracy on test")
+        told = "; ".join(f"{name} {value:.1%} ({low:.1%} to {high:.1%})" for name, value, low, high in rows)
+        return _svg(axes, "Accuracy on test", told)
+
+
+def loss_curves(history: Sequence[Mapping[str, Any]], best_step: int) -> str:
+    """Training and validation loss by step, with the step that was kept."""
+    train = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    validation = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+    with _drawing(3.4) as axes:
+        from matplotlib.ticker import MaxNLocator
+
+        if train:
+            axes.plot(*zip(*train, strict=True), color=SECOND, label="train")
+        if validation:
+            axes.plot(*zip(*validation, strict=True), color=FIRST, marker="o", markersize=4.5, label="validation")
+        axes.axvline(best_step, color=MUTED, linewidth=1, linestyle=(0, (3, 3)), label=f"best step, {best_step}")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss (cross-entropy)")
+        _legend(axes, 3)
+        told = f"validation loss {', '.join(f'{loss:.4f} at step {step}' for step, loss in validation)}"
+        return _svg(axes, "Loss during training", told)
+
+
+def confusion_matrix(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
+    """Rows are the actual labels, columns the predicted ones; the shade is the share of the row."""
+    size = len(labels)
+    with _drawing(3.4 if size < 5 else 5.2) as axes:
+        from matplotlib.patches import Rectangle
+
+        for row, line in enumerate(counts):
+            for column, count in enumerate(line):
+                share = count / max(sum(line), 1)
+                axes.add_patch(Rectangle((column, row), 0.96, 0.94, facecolor=FIRST, alpha=0.06 + 0.94 * share))
+                if size <= MAX_LABELS_WITH_NUMBERS:
+                    colour = ON_FIRST if share > 0.55 else INK
+                    number = {"ha": "center", "color": colour}
+                    axes.text(column + 0.48, row + 0.45, f"{count:,}", va="bottom", fontsize=13, **number)
+                    axes.text(column + 0.48, row + 0.53, f"{share:.1%}", va="top", fontsize=9, **number)
+        axes.set(xlim=(0, size), ylim=(size, 0), xlabel="predicted", ylabel="actual")
+        middles = [at + 0.48 for at in range(size)]
+        names = [_short(label) for label in labels]
+        axes.set_xticks(middles, names, rotation=0 if size < 5 else 45)
+        axes.set_yticks(middles, names)
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+        axes.spines["bottom"].set_visible(False)
+        told = "; ".join(
+            f"actual {actual}: " + ", ".join(f"{count} as {label}" for label, count in zip(labels, line, strict=True))
+            for actual, line in zip(labels, counts, strict=True)
+        )
+        return _svg(axes, "Confusion matrix on test", told if size <= MAX_LABELS_WITH_NUMBERS else "")
+
+
+def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
+    """Accuracy against confidence by bin; a dot's area grows with its rows, on the diagonal the model is honest."""
+    filled = [found for found in bins if found["rows"]]
+    most = max((found["rows"] for found in filled), default=1)
+    confidence = [found["confidence"] for found in filled]
+    accuracy = [found["accuracy"] for found in filled]
+    with _drawing(3.4) as axes:
+        low = min([*confidence, *accuracy, 1.0])
+        low = max(0.0, low - 0.05)
+        axes.plot([low, 1], [low, 1], color=MUTED, linewidth=1, linestyle=(0, (3, 3)), label="perfectly calibrated")
+        axes.vlines(confidence, confidence, accuracy, color=SECOND, linewidth=1.6, label="gap")
+        areas = [18 + 160 * found["rows"] / most for found in filled]
+        axes.scatter(confidence, accuracy, s=areas, color=FIRST, linewidth=0, zorder=3, label="bin, sized by rows")
+        axes.set(xlim=(low, 1.02), ylim=(low, 1.02), xlabel="confidence", ylabel="accuracy")
+        _legend(axes, 3)
+        told = "; ".join(
+            f"confidence {found['confidence']:.3f}, accuracy {found['accuracy']:.3f}, {found['rows']} rows"
+            for found in filled
+        )
+        return _svg(axes, "Reliability on test", told)
+
+
+def token_lengths(edges: Sequence[int], counts: Sequence[int], max_length: int, truncation_rate: float) -> str:
+    """How many rows have how many tokens, and where they are cut."""
+    with _drawing(3.4) as axes:
+        widths = [after - before for before, after in pairwise(edges)]
+        axes.bar(edges[:-1], counts, width=[width * 0.9 for width in widths], align="edge", color=FIRST)
+        axes.axvline(
+            max_length, color=SECOND, linewidth=1.6, label=f"max_length {max_length}: {truncation_rate:.2%} cut"
+        )
+        axes.set_xlabel("tokens a row, before truncation")
+        axes.set_ylabel("rows of train")
+        axes.set_xlim(left=0)
+        _legend(axes, 1)
+        return _svg(axes, "Lengths in tokens", f"{truncation_rate:.2%} of the rows are longer than {max_length} tokens")
+
+
+def label_shares(shares: Mapping[str, Mapping[str, float]], labels: Sequence[str]) -> str:
+    """The share of each label in each split: split → label → share."""
+    height = 0.8 / len(shares)
+    with _drawing(max(3.3, 0.62 * len(labels) + 1.3), grid="x") as axes:
+        for place, (split, found) in enumerate(shares.items()):
+            middles = [at - 0.4 + height * (place + 0.5) for at in range(len(labels))]
+            values = [found[label] for label in labels]
+            colour = SPLIT_COLOURS[place % 3]
+            axes.barh(middles, values, height=height * 0.88, color=colour, label=split)
+            for middle, value in zip(middles, values, strict=True):
+                axes.annotate(
+                    f"{value:.1%}", (value, middle), (4, 0), textcoords="offset points", va="center", fontsize=8.5
+                )
+        _names_on_y(axes, labels)
+        axes.margins(x=0.12)
+        _percent_on_x(axes)
+        _legend(axes, 3)
+        told = "; ".join(
+            f"{split}: " + ", ".join(f"{label} {found[label]:.1%}" for label in labels)
+            for split, found in shares.items()
+        )
+        return _svg(axes, "Label shares by split", told)
+
+
+def slices(found: Sequence[Mapping[str, Any]], overall: float) -> str:
+    """Accuracy by slice with its interval; slices of too few rows are pale."""
+    with _drawing(0.38 * len(found) + 1.1, grid="x") as axes:
+        axes.axvline(overall, color=SECOND, linewidth=1.4, linestyle=(0, (3, 3)), label=f"all of test, {overall:.1%}")
+        for at, entry in enumerate(found):
+            estimate = entry["accuracy"]
+            colour = MUTED if entry["insufficient"] else FIRST
+            _interval(axes, at, estimate["value"], estimate["low"], estimate["high"], colour)
+        _names_on_y(axes, [f"{entry['column']}: {entry['slice']} ({entry['rows']:,})" for entry in found])
+        _percent_on_x(axes)
+        axes.set_xlabel("accuracy on test")
+        _legend(axes, 1)
+        told = "; ".join(
+            f"{entry['column']} {entry['slice']}: {entry['accuracy']['value']:.1%} of {entry['rows']} rows"
+            for entry in found
+        )
+        return _svg(axes, "Accuracy by slice", told)
+
+
+def row_funnel(steps: Sequence[tuple[str, int]], splits: Sequence[tuple[str, int]]) -> str:
+    """How many rows are left after each step, the raw rows first, and how they are split in the end."""
+    first = max(steps[0][1], 1)
+    steps = [*steps, *splits]
+    with _drawing(0.5 * len(steps) + 0.3, grid="x") as axes:
+        for at, (_, rows) in enumerate(steps):
+            split = at - (len(steps) - len(splits))
+            axes.barh(at, rows, height=0.62, color=MUTED if split < 0 else SPLIT_COLOURS[split % 3])
+            axes.annotate(
+                f"{rows:,}  ({rows / first:.1%})", (rows, at), (6, 0), textcoords="offset points", va="center"
+            )
+        _names_on_y(axes, [name for name, _ in steps])
+        axes.set_xlim(0, first * 1.3)
+        axes.set_xticks([])
+        axes.spines["bottom"].set_visible(False)
+        return _svg(axes, "Rows from raw to training", "; ".join(f"{name}: {rows} rows" for name, rows in steps))
+
+
+def _interval(axes: Any, at: float, value: float, low: float, high: float, colour: str) -> None:
+    axes.plot([low, high], [at, at], color=colour, linewidth=3, alpha=0.45, solid_capstyle="round")
+    axes.plot([value], [at], color=colour, marker="o", markersize=7, linestyle="none")
+
+
+def _names_on_y(axes: Any, names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), [_short(name) for name in names])
+    axes.tick_params(axis="y", labelcolor=INK, length=0)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= MAX_CHARACTERS else f"{name[: MAX_CHARACTERS - 1]}…"
+
+
+def _percent_on_x(axes: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+
+
+def _legend(axes: Any, columns: int) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2, handlelength=1.6)
+
+
+@contextmanager
+def _drawing(height: float, grid: str = "y") -> Iterator[Any]:
+    """Axes of a new picture, `height` in inches. No pyplot: it would look for a window system."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(STYLE | {"axes.grid.axis": grid}):
+        yield Figure(figsize=(WIDTH, height), layout="constrained").add_subplot()
+
+
+def _svg(axes: Any, title: str, told: str) -> str:
+    """The picture as an <svg> element that carries its title, and its numbers in words for those who can't see it."""
+    import matplotlib as mpl
+
+    written = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": title}):
+        axes.figure.savefig(written, format="svg", metadata={"Date": None})
+    svg = written.getvalue()
+    svg = svg[svg.index("<svg") :]
+    # What the page says itself: style, font; what would repeat in the next picture: the names of groups.
+    # A "<" in a text is escaped, so none of these can hit one.
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[\w.]+_\d+"(/?)>', r"<g\1>", svg)
+    svg = re.sub(r"(<text style=\"font-size: [\d.]+px; )font-family: [^;]+; ", r"\1", svg)
+    svg = svg.replace("<use xlink:href", "<use href")
+    svg = re.sub(r"(fill|stroke): (#00000\d)", lambda found: f"{found[1]}: {CSS[found[2]]}", svg)
+    view_box = re.search(r'viewBox="[^"]*"', svg)
+    assert view_box is not None  # noqa: S101 - Matplotlib always writes one
+    name = escape(title)
+    described = f"<desc>{escape(told)}</desc>" if told else ""
+    opening = f'<svg {view_box[0]} role="img" aria-label="{name}"><title>{name}</title>{described}'
+    return opening + svg[svg.index(">") + 1 :].strip()

@@ -1,0 +1,76 @@
+"""How a stage computes: threads, seeds, deterministic algorithms, token tables, and predicting in batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunewright.batches import sorted_batches
+from tunewright.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    from tunewright.task import TaskType
+
+
+def set_up(num_threads: int, seed: int) -> None:
+    """Fix what the same bytes depend on: thread count, seeds of Python, NumPy and PyTorch, algorithms.
+
+    Call it before the first tensor is made. The number of threads is an input of training: another number
+    sums in another order and gives other weights.
+    """
+    import random
+
+    import numpy as np
+    import torch
+
+    torch.set_num_threads(num_threads)
+    torch.use_deterministic_algorithms(True)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def read_tokens(path: Path) -> pa.Table:
+    """Read a split that `tokenize` wrote: row_id, input_ids, labels, length; memory-mapped.
+
+    Raises
+        UserError  when the file is missing or cut off, naming it.
+    """
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
+            return reader.read_all()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not found. Run the stage that writes it: `dvc repro tokenize`.") from error
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path}: not a readable Arrow stream ({error}). Run `dvc repro tokenize`.") from error
+
+
+def predict(model: Any, task: TaskType, table: pa.Table, batch_size: int, pad_token_id: int) -> np.ndarray:
+    """The model's logits for every row of a token table.
+
+    Returns an array (N, L) of float32 in the table's order. Rows are computed sorted by length, in evaluation
+    mode; the model is left in the mode that it came in.
+    """
+    import numpy as np
+    import torch
+
+    columns = {name: table.column(name).to_pylist() for name in ("input_ids", "labels")}
+    training = model.training
+    model.eval()
+    logits: list[Any] = [None] * table.num_rows
+    with torch.inference_mode():
+        for batch in sorted_batches(table.column("length").to_pylist(), batch_size):
+            rows = [{name: values[row] for name, values in columns.items()} for row in batch]
+            inputs = task.collate(rows, pad_token_id)
+            inputs.pop("labels")
+            inputs = {name: value.to(model.device) for name, value in inputs.items()}
+            output = model(**inputs).logits.float().cpu().numpy()
+            for row, values in zip(batch, output, strict=True):
+                logits[row] = values
+    model.train(training)
+    return np.stack(logits) if logits else np.empty((0, model.config.num_labels), dtype=np.float32)

@@ -1,0 +1,122 @@
+"""Is an exported model the model that was tuned? Asked in a fresh process that has nothing but the files.
+
+    python -m tunewright.parity FORM FOLDER BATCHES THREADS
+
+    FORM     safetensors: opened by plain Transformers; onnx: opened by onnxruntime, with no PyTorch at all
+    FOLDER   the exported model
+    BATCHES  what `write_batches` wrote: model inputs, and the logits that the tuned model gave for them
+    THREADS  of the computation
+
+prints {"max_abs_difference": …, "shape": [rows, tokens]}: the largest difference and the batch that showed it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Form = Literal["safetensors", "onnx"]
+
+
+class Parity(BaseModel):
+    """How far an exported form is from the tuned model. `max_abs_difference` is None where a logit is not finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    max_abs_difference: float | None
+    shape: tuple[int, int]
+
+
+def write_batches(path: Path, batches: Sequence[tuple[Mapping[str, np.ndarray], np.ndarray]]) -> None:
+    """Write batches for the fresh process: for each, the inputs by name, (B, T), and the tuned model's logits."""
+    import numpy as np
+
+    arrays: dict[str, Any] = {}
+    for position, (inputs, logits) in enumerate(batches):
+        arrays |= {f"{position}/{name}": values for name, values in inputs.items()}
+        arrays[f"{position}/logits"] = logits
+    np.savez(path, **arrays)
+
+
+def start(form: Form, folder: Path, batches: Path, num_threads: int) -> subprocess.Popen[str]:
+    """Start the fresh process that compares one form."""
+    command = [sys.executable, "-m", __name__, form, str(folder), str(batches), str(num_threads)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def outcome(process: subprocess.Popen[str]) -> Parity:
+    """Wait for a fresh process, and read what it found.
+
+    Raises
+        RuntimeError  when it could not open or run the exported model: a defect, with the process's own words.
+    """
+    found, complaint = process.communicate()
+    if process.returncode != 0:
+        raise RuntimeError(f"the exported model does not run in a fresh process:\n{complaint[-4000:]}")
+    return Parity.model_validate_json(found)
+
+
+def compare(form: Form, folder: Path, batches: Path, num_threads: int) -> Parity:
+    """Compare one form of the exported model with the tuned model's logits, batch by batch."""
+    import numpy as np
+
+    logits_of = (_from_safetensors if form == "safetensors" else _from_onnx)(folder, num_threads)
+    worst, shape = -1.0, (0, 0)
+    with np.load(batches, allow_pickle=False) as arrays:
+        for position in range(len({name.split("/")[0] for name in arrays.files})):
+            prefix = f"{position}/"
+            batch = {name.removeprefix(prefix): arrays[name] for name in arrays.files if name.startswith(prefix)}
+            expected = batch.pop("logits")
+            rows, tokens = batch["input_ids"].shape
+            difference = float(np.abs(logits_of(batch) - expected).max())
+            if not np.isfinite(difference):
+                return Parity(max_abs_difference=None, shape=(rows, tokens))
+            if difference > worst:
+                worst, shape = difference, (rows, tokens)
+    return Parity(max_abs_difference=worst, shape=shape)
+
+
+def _from_safetensors(folder: Path, num_threads: int) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
+    import torch
+    import transformers
+
+    torch.set_num_threads(num_threads)
+    architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+    model = getattr(transformers, architecture).from_pretrained(folder, use_safetensors=True).eval()
+
+    def logits_of(inputs: dict[str, np.ndarray]) -> np.ndarray:
+        with torch.inference_mode():
+            logits: np.ndarray = model(
+                **{name: torch.from_numpy(values) for name, values in inputs.items()}
+            ).logits.numpy()
+            return logits
+
+    return logits_of
+
+
+def _from_onnx(folder: Path, num_threads: int) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+
+    def logits_of(inputs: dict[str, np.ndarray]) -> np.ndarray:
+        logits: np.ndarray = session.run(["logits"], inputs)[0]
+        return logits
+
+    return logits_of
+
+
+if __name__ == "__main__":
+    chosen: Form = "onnx" if sys.argv[1] == "onnx" else "safetensors"
+    print(compare(chosen, Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])).model_dump_json())

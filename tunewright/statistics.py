@@ -1,0 +1,210 @@
+"""Intervals and calibration: what several stages measure by the same formula.
+
+Every bootstrap here resamples rows by weights: a resample of N rows is a row of counts that sums to N, so a
+statistic of 2,000 resamples is one matrix product, and one draw serves all statistics of a data set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from statistics import NormalDist
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Statistic = Callable[[np.ndarray], np.ndarray]
+    """Weights of rows (B, N), each row of them summing to N → B values of the statistic."""
+
+# Weights held at once: 8 bytes each, so 64 MB however many rows a data set has.
+WEIGHTS_AT_ONCE = 2**23
+
+
+class Estimate(BaseModel):
+    """A value and its interval."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    value: float
+    low: float
+    high: float
+
+
+class ReliabilityBin(BaseModel):
+    """The rows whose highest probability lies in (low, high]."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    low: float
+    high: float
+    rows: int
+    confidence: float | None
+    """The mean of the highest probabilities; None in an empty bin."""
+    accuracy: float | None
+
+
+def wilson_interval(successes: int, n: int, confidence_level: float) -> tuple[float, float]:
+    """Wilson's score interval of a rate; (0, 1) where there is no row.
+
+    Source: E. B. Wilson, Probable inference, JASA 22 (1927).
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n}")
+    if n == 0:
+        return 0.0, 1.0
+    # Not scipy's: importing scipy.stats would cost a short stage most of a second.
+    z = NormalDist().inv_cdf((1 + confidence_level) / 2)
+    rate = successes / n
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    # The ends are 0 and 1 exactly where every row agrees; the formula misses them by a rounding.
+    return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
+
+
+def newcombe_interval(
+    successes_a: int, n_a: int, successes_d: int, n_d: int, confidence_level: float
+) -> tuple[float, float]:
+    """Newcombe's hybrid score interval of the difference p_a − p_d of two independent rates.
+
+    Source: R. G. Newcombe, Interval estimation for the difference between independent proportions,
+    Statistics in Medicine 17 (1998), method 10. (−1, 1) where a group has no row.
+    """
+    if n_a == 0 or n_d == 0:
+        return -1.0, 1.0
+    low_a, high_a = wilson_interval(successes_a, n_a, confidence_level)
+    low_d, high_d = wilson_interval(successes_d, n_d, confidence_level)
+    rate_a, rate_d = successes_a / n_a, successes_d / n_d
+    difference = rate_a - rate_d
+    return (
+        difference - math.hypot(rate_a - low_a, high_d - rate_d),
+        difference + math.hypot(high_a - rate_a, rate_d - low_d),
+    )
+
+
+def mean(values: np.ndarray) -> Statistic:
+    """The mean over rows of values (N,): accuracy, Brier score and loss are such, and a paired difference too."""
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        result: np.ndarray = weights @ values.astype(float) / len(values)
+        return result
+
+    return statistic
+
+
+def macro_f1(labels: np.ndarray, predicted: np.ndarray, classes: int) -> Statistic:
+    """The mean of F1 = 2 TP / (actual + predicted) over all classes, from class indices (N,) each.
+
+    A class that a resample neither holds nor predicts counts as zero, as scikit-learn's `zero_division=0`.
+    """
+    import numpy as np
+
+    actual_of, predicted_of = np.eye(classes)[labels], np.eye(classes)[predicted]
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        hits = weights @ (actual_of * predicted_of)
+        f1 = 2 * hits / np.maximum(weights @ (actual_of + predicted_of), 1)
+        result: np.ndarray = f1.mean(axis=1)
+        return result
+
+    return statistic
+
+
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> Statistic:
+    """ECE of the highest probability, in bins of equal width: Σ rows/N · |accuracy − confidence|.
+
+    probabilities: (N, L); labels: (N,) class indices.
+
+    Source: Guo et al., On calibration of modern neural networks, ICML 2017, equation 3.
+    """
+    import numpy as np
+
+    confidence, correct, of_bin = _confidence(probabilities, labels, bins)
+    gaps = np.eye(bins)[of_bin] * (correct - confidence)[:, None]
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        result: np.ndarray = np.abs(weights @ gaps).sum(axis=1) / len(labels)
+        return result
+
+    return statistic
+
+
+def brier_scores(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Each row's Brier score (N,): Σ over classes of (p − y)², from 0 to 2. Their mean is the Brier score.
+
+    probabilities: (N, L); labels: (N,) class indices.
+
+    Source: G. W. Brier, Verification of forecasts expressed in terms of probability, Monthly Weather Review 78 (1950).
+    """
+    import numpy as np
+
+    scores: np.ndarray = ((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(axis=1)
+    return scores
+
+
+def reliability_table(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> list[ReliabilityBin]:
+    """Accuracy beside confidence in bins of equal width: the figures behind the reliability diagram and ECE.
+
+    probabilities: (N, L); labels: (N,) class indices.
+    """
+    confidence, correct, of_bin = _confidence(probabilities, labels, bins)
+    table = []
+    for position in range(bins):
+        inside = of_bin == position
+        filled = bool(inside.any())
+        table.append(
+            ReliabilityBin(
+                low=position / bins,
+                high=(position + 1) / bins,
+                rows=int(inside.sum()),
+                confidence=float(confidence[inside].mean()) if filled else None,
+                accuracy=float(correct[inside].mean()) if filled else None,
+            )
+        )
+    return table
+
+
+def bootstrap(
+    statistics: Mapping[str, Statistic], rows: int, samples: int, confidence_level: float, seed: int
+) -> dict[str, Estimate]:
+    """Each statistic's value and its percentile bootstrap interval, all over the same resamples of the rows.
+
+    Source: B. Efron, R. J. Tibshirani, An introduction to the bootstrap (1993), chapter 13.
+    """
+    import numpy as np
+
+    drawn: dict[str, list[np.ndarray]] = {name: [] for name in statistics}
+    for weights in _resamples(rows, samples, seed):
+        for name, statistic in statistics.items():
+            drawn[name].append(statistic(weights))
+    tail = (1 - confidence_level) / 2
+    estimates = {}
+    for name, statistic in statistics.items():
+        low, high = np.quantile(np.concatenate(drawn[name]), [tail, 1 - tail])
+        value = statistic(np.ones((1, rows)))[0]
+        estimates[name] = Estimate(value=float(value), low=float(low), high=float(high))
+    return estimates
+
+
+def _resamples(rows: int, samples: int, seed: int) -> Iterator[np.ndarray]:
+    """Weights of `samples` resamples of the rows, in pieces (B, rows) that fit in memory."""
+    import numpy as np
+
+    random = np.random.default_rng(seed)
+    at_once = max(1, WEIGHTS_AT_ONCE // rows)
+    for first in range(0, samples, at_once):
+        count = min(at_once, samples - first)
+        picked = random.integers(rows, size=(count, rows)) + rows * np.arange(count)[:, None]
+        yield np.bincount(picked.ravel(), minlength=count * rows).reshape(count, rows).astype(float)
+
+
+def _confidence(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each row's highest probability, whether its class is right (0.0 or 1.0), and its bin of (low, high]."""
+    import numpy as np
+
+    confidence = probabilities.max(axis=1)
+    correct = (probabilities.argmax(axis=1) == labels).astype(float)
+    of_bin = np.digitize(confidence, np.arange(1, bins) / bins, right=True)
+    return confidence, correct, of_bin

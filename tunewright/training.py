@@ -1,0 +1,233 @@
+"""Transformers' Trainer, made exact: seeded batches, whole checkpoints, a resume that gives the same bytes.
+
+Heavy to import (PyTorch, Transformers, Datasets): import it where it is used.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from dvclive import Live
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from tunewright import checkpoints
+from tunewright.batches import LengthGroupedSampler, sorted_batches
+from tunewright.errors import UserError
+
+HISTORY_KEYS = ("loss", "grad_norm", "learning_rate")
+
+
+def history(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What Trainer logged, without what belongs to the run and not to its content (times, speeds)."""
+    kept = []
+    for entry in log_history:
+        found = {
+            key: value
+            for key, value in entry.items()
+            if key in HISTORY_KEYS
+            or (key.startswith("eval_") and not key.endswith(("_runtime", "_per_second", "_preparation_time")))
+        }
+        if found:
+            kept.append({"step": entry["step"], "epoch": entry["epoch"], **found})
+    return kept
+
+
+class ExactTrainer(Trainer):
+    """A Trainer whose runs can be killed anywhere and end with the same bytes.
+
+    - Batches come from `LengthGroupedSampler`: they depend on (seed, epoch) alone.
+    - A checkpoint is staged, hashed, flushed and renamed; `best_model_checkpoint` names its final place.
+    - Evaluation computes rows sorted by length.
+    """
+
+    def __init__(self, *args: Any, keep_checkpoints: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.keep_checkpoints = keep_checkpoints
+        # The set that Trainer hands to its samplers can have lost the column, so lengths are taken from ours.
+        self.train_sampler = LengthGroupedSampler(
+            self.train_dataset["length"], self.args.per_device_train_batch_size, self.args.seed
+        )
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
+        return self.train_sampler
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Any:
+        batches = sorted_batches(eval_dataset["length"], self.args.per_device_eval_batch_size)
+        return [row for batch in batches for row in batch]
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir)
+        final = folder / f"checkpoint-{self.state.global_step}"
+        with checkpoints.whole(final) as staging:
+            # Trainer writes `checkpoint-STEP` into its output_dir: give it one inside the staging folder.
+            self.args.output_dir = str(staging)
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.args.output_dir = str(folder)
+            for file in (staging / final.name).iterdir():
+                file.rename(staging / file.name)
+            (staging / final.name).rmdir()
+            if self.state.best_global_step == self.state.global_step:
+                self.state.best_model_checkpoint = str(final)
+            self.state.save_to_json(str(staging / "trainer_state.json"))
+        checkpoints.rotate(folder, self.keep_checkpoints)
+
+
+class EpochOfSampler(TrainerCallback):
+    """Tells the sampler its epoch, at the start of a run and after a resume alike."""
+
+    def __init__(self, sampler: LengthGroupedSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.sampler.set_epoch(int(state.epoch or 0))
+
+
+class StopOnNaN(TrainerCallback):
+    """Ends a training that has diverged: what is NaN once stays NaN, and the time is lost."""
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
+    ) -> None:
+        bad = [key for key in ("loss", "grad_norm", "eval_loss") if not math.isfinite(logs.get(key, 0.0))]
+        if bad:
+            raise UserError(
+                f"training diverged: {bad[0]} is {logs[bad[0]]} at step {state.global_step}. "
+                f"Lower finetune.learning_rate (found {args.learning_rate:g}) "
+                f"or finetune.max_grad_norm (found {args.max_grad_norm:g})."
+            )
+
+
+class Curves(TrainerCallback):
+    """Draws the curves with DVCLive. A resumed run draws again what was logged before it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.live = Live(str(folder), save_dvc_exp=False, report=None, dvcyaml=None, monitor_system=False)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for entry in state.log_history:
+            self._draw(entry)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
+    ) -> None:
+        self._draw({**logs, "step": state.global_step, "epoch": state.epoch})
+
+    def _draw(self, logged: dict[str, Any]) -> None:
+        for entry in history([logged]):
+            self.live.step = entry["step"]
+            for key, value in entry.items():
+                if key not in ("step", "epoch"):
+                    split, name = ("eval", key.removeprefix("eval_")) if key.startswith("eval_") else ("train", key)
+                    self.live.log_metric(f"{split}/{name}", value)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.live.end()
+
+
+class Progress(TrainerCallback):
+    """One line a log: step, losses, time left."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.started, self.first_step = time.monotonic(), state.global_step
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
+    ) -> None:
+        shown = {"loss": "loss", "eval_loss": "validation loss", "eval_accuracy": "accuracy"}
+        values = [f"{name} {logs[key]:.4f}" for key, name in shown.items() if key in logs]
+        done = state.global_step - self.first_step
+        if values and done:
+            left = (time.monotonic() - self.started) / done * (state.max_steps - state.global_step)
+            print(f"step {state.global_step}/{state.max_steps}  {'  '.join(values)}  {left:.0f} s left", flush=True)
+
+
+def make_trainer(
+    model: Any,
+    arguments: dict[str, Any],
+    train: Dataset,
+    validation: Dataset,
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    compute_metrics: Callable[[np.ndarray, np.ndarray], dict[str, float]],
+    callbacks: list[TrainerCallback],
+    keep_checkpoints: int,
+) -> ExactTrainer:
+    """A Trainer with what every exact run needs, around the user's own `arguments`."""
+    trainer = ExactTrainer(
+        model=model,
+        args=TrainingArguments(
+            **arguments,
+            eval_strategy="steps",
+            # A checkpoint at each evaluation and at no other step: the best step is always one that was saved.
+            save_strategy="steps",
+            save_steps=arguments["eval_steps"],
+            logging_strategy="steps",
+            load_best_model_at_end=True,
+            # Early stopping would forget its patience, and a NaN would be averaged away.
+            restore_callback_states_from_checkpoint=True,
+            logging_nan_inf_filter=False,
+            remove_unused_columns=False,
+            dataloader_pin_memory=torch.cuda.is_available(),
+            disable_tqdm=True,
+            report_to="none",
+        ),
+        train_dataset=train,
+        eval_dataset=validation,
+        data_collator=collate,
+        compute_metrics=lambda found: compute_metrics(found.predictions, found.label_ids),
+        callbacks=[*callbacks, StopOnNaN(), Progress()],
+        keep_checkpoints=keep_checkpoints,
+    )
+    trainer.add_callback(EpochOfSampler(trainer.train_sampler))
+    # Trainer adds a callback that prints every log as a dict: Progress says the same in words.
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def resume_or_start(trainer: ExactTrainer) -> list[str]:
+    """Train to the end, from the latest checkpoint that is whole or from the start; the model holds the best weights.
+
+    Returns the names of the checkpoints that were skipped because they did not verify.
+    """
+    from safetensors.torch import load_model
+
+    folder = Path(trainer.args.output_dir)
+    checkpoint, skipped = checkpoints.to_resume(folder)
+    for torn in skipped:
+        print(f"skipping {torn.name}: it is not whole", file=sys.stderr)
+    if checkpoint is None:
+        trainer.train()
+        return [torn.name for torn in skipped]
+    print(f"going on from {checkpoint.name}", flush=True)
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    control = state.stateful_callbacks["TrainerControl"]["args"]
+    if not control["should_training_stop"]:
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+    else:
+        # Killed after its last step, or after early stopping: Trainer would train on. Only the best weights are owed.
+        trainer.state = state
+        load_model(trainer.model, folder / Path(str(state.best_model_checkpoint)).name / "model.safetensors")
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, Curves):
+                callback.on_train_begin(trainer.args, state, trainer.control)
+                callback.on_train_end(trainer.args, state, trainer.control)
+    return [torn.name for torn in skipped]
