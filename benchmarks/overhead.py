@@ -6,11 +6,14 @@ Three scratch copies of the project, nothing cached in any of them:
 
 1. every stage as `python -X importtime -m stages.NAME`, one after the other: seconds of the process, of its
    interpreter and imports, and what is left: the work;
-2. `dvc repro`: what DVC adds is its wall time less the seconds of the processes above;
-3. `tunewright run --jobs 1`: what Prefect adds is its wall time less that of `dvc repro`; then `tunewright run` as a
-   user types it, with independent stages side by side.
+2. `dvc repro`: what DVC adds is its wall time less the seconds of its own stage processes;
+3. `tunewright run --jobs 1`: what the flow adds on top of that (Prefect, its server, and a `dvc` for each stage).
+   Then `tunewright run` as a user types it, with independent stages side by side.
 
-`-X importtime` itself slows imports by a few per cent, so the share of imports is a little overstated.
+A stage writes its own seconds to `.tunewright/runs/`, from the start of `run_stage`; what its process takes before
+that (the interpreter, the first imports) is taken from 1. So each sum is of the same run as its wall time, and
+a machine that was busier in one of the runs does not pass for an addition. `-X importtime` itself slows imports by
+a few per cent, so the share of imports is a little overstated.
 stdout: a table, then everything as JSON.
 """
 
@@ -29,6 +32,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from benchmarks.scratch import ROOT, copy_project, shorten, table, timed
+from tunewright.stage import STATE
 
 IMPORT_LINE = re.compile(r"^import time:\s+(\d+) \|", re.MULTILINE)
 
@@ -39,8 +43,13 @@ def project(folder: Path, max_steps: int | None) -> Path:
     if max_steps is not None:
         shorten(folder, max_steps)
     identity = ["-c", "user.name=benchmark", "-c", "user.email=benchmark@example.com"]
-    for command in (["init"], ["add", "--all"], [*identity, "commit", "--message", "a scratch copy"]):
-        subprocess.run(["git", *command], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    git = (
+        ["init", "--quiet", "--initial-branch=main"],
+        ["add", "--all"],
+        [*identity, "commit", "--quiet", "--message", "a scratch copy"],
+    )
+    for arguments in git:
+        subprocess.run(["git", *arguments], cwd=folder, check=True)
     return folder
 
 
@@ -63,15 +72,28 @@ def stage_by_stage(folder: Path) -> dict[str, dict[str, float]]:
         process, errors = timed([sys.executable, "-X", "importtime", "-m", f"stages.{stage}"], folder)
         imports = sum(int(microseconds) for microseconds in IMPORT_LINE.findall(errors)) / 1e6
         around = min(start + imports, process)
-        found[stage] = {"process": process, "start_and_imports": around, "work": process - around}
+        found[stage] = {
+            "process": process,
+            "before_run_stage": process - told(folder, stage),
+            "start_and_imports": around,
+            "work": process - around,
+        }
     return found
 
 
-def whole(command: list[str], max_steps: int | None) -> float:
-    """Seconds of one command that runs everything, in a fresh copy."""
+def told(folder: Path, stage: str) -> float:
+    """What a stage itself says of its seconds."""
+    story = json.loads((folder / STATE / "runs" / f"{stage}.json").read_text(encoding="utf-8"))
+    return float(story["process_seconds"])
+
+
+def whole(command: list[str], max_steps: int | None) -> tuple[float, float]:
+    """Seconds of one command that runs everything, in a fresh copy; and the sum of what its stages say of theirs."""
     print(" ".join(command), file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as name:
-        return timed(command, project(Path(name), max_steps))[0]
+        folder = project(Path(name), max_steps)
+        seconds, _ = timed(command, folder)
+        return seconds, sum(told(folder, stage) for stage in stages())
 
 
 def main() -> None:
@@ -82,15 +104,17 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         by_stage = stage_by_stage(project(Path(name), options.max_steps))
-    dvc = whole(["dvc", "repro"], options.max_steps)
-    serial = whole(["tunewright", "run", "--jobs", "1"], options.max_steps)
-    default = whole(["tunewright", "run"], options.max_steps)
+    dvc, in_dvc = whole(["dvc", "repro"], options.max_steps)
+    serial, in_serial = whole(["tunewright", "run", "--jobs", "1"], options.max_steps)
+    default, _ = whole(["tunewright", "run"], options.max_steps)
 
-    total = {key: sum(row[key] for row in by_stage.values()) for key in ("process", "start_and_imports", "work")}
+    columns = ("process", "before_run_stage", "start_and_imports", "work")
+    total = {key: sum(row[key] for row in by_stage.values()) for key in columns}
+    by_dvc = dvc - in_dvc - total["before_run_stage"]
     added = {
         "processes and imports": total["start_and_imports"],
-        "DVC": dvc - total["process"],
-        "Prefect": serial - dvc,
+        "DVC": by_dvc,
+        "the flow": serial - in_serial - total["before_run_stage"] - by_dvc,
     }
     shown: list[list[Any]] = [["stage", "work s", "start and imports s", "process s"]]
     for stage, row in by_stage.items():

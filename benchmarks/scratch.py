@@ -50,7 +50,7 @@ def shorten(folder: Path, max_steps: int) -> None:
     yaml = YAML()
     path = folder / "params.yaml"
     params = yaml.load(path.read_text(encoding="utf-8"))
-    for key in ("max_steps", "eval_steps", "logging_steps", "save_steps"):
+    for key in ("max_steps", "eval_steps", "logging_steps"):
         params["finetune"][key] = max_steps
     params["verdict"].update(min_accuracy=0.0, min_macro_f1=0.0, min_margin_over_baseline=-1.0, max_ece=1.0)
     with path.open("w", encoding="utf-8") as stream:

@@ -17,7 +17,7 @@ import typer
 from rich.text import Text
 
 from flows.console import console
-from tunewright.errors import EXIT_STOPPED, UserError
+from tunewright.errors import EXIT_STOPPED, Unreachable, UserError
 
 RUN = "Run the recipe"
 LOOK = "Look before you run"
@@ -76,7 +76,7 @@ def _run(jobs: int, stage_timeout: float | None) -> None:
     from flows import console as progress
     from flows import summary
     from flows.graph import plan
-    from flows.server import Server, settings, standing
+    from flows.server import Server, answers, settings, standing
     from tunewright.params import load_params
 
     load_params()
@@ -105,6 +105,12 @@ def _run(jobs: int, stage_timeout: float | None) -> None:
             console.print(f"Watch it while it runs: {own.ui_url}")
         try:
             state: Any = reproduce(jobs=jobs, stage_timeout_seconds=stage_timeout, return_state=True)
+        except Exception as error:
+            if answers(os.environ["PREFECT_API_URL"]):
+                raise
+            raise Unreachable(
+                "Prefect's server went away during the run. What the stages finished is recorded: run again."
+            ) from error
         finally:
             drain()
     finally:

@@ -6,6 +6,7 @@ The only module that imports DVC. It asks in process, because a `dvc` command co
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -119,6 +120,8 @@ def _reasons(stage: Any, entries: list[Any]) -> Iterator[str]:
             for path, how in [*entry.get("changed deps", {}).items(), *entry.get("changed outs", {}).items()]:
                 if path in params and isinstance(how, dict):
                     yield from _changed_params(params[path], path)
+                elif how == "modified" and Path(path).is_dir():
+                    yield f"{path} {_WORDS[how]}{_files_inside(path)}"
                 else:
                     yield f"{path} {_WORDS.get(how, how)}"
         else:
@@ -131,6 +134,21 @@ _WORDS = {
     "new": "is new",
     "not in cache": "is not in DVC's cache",
 }
+
+
+def _files_inside(folder: str) -> str:
+    """The files of a folder that differ from when dvc.lock was committed. DVC keeps no list of a folder that it only
+    reads, so git is asked; empty where git does not know either."""
+    git = ["git", "-c", "core.quotePath=false"]
+
+    def asked(*arguments: str) -> list[str]:
+        done = subprocess.run([*git, *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.splitlines() if done.returncode == 0 else []
+
+    committed = [*asked("log", "-1", "--format=%H", "--", "dvc.lock"), "HEAD"][0]
+    changed = asked("diff", "--name-only", "--relative", committed, "--", folder)
+    changed += asked("ls-files", "--others", "--exclude-standard", "--", folder)
+    return f" ({', '.join(sorted(changed))})" if changed else ""
 
 
 def _changed_params(dep: Any, path: str) -> Iterator[str]:

@@ -383,7 +383,12 @@ def _inside(kind: Any, part: int | str) -> Iterator[_Option]:
         yield from _options(get_args(kind)[1], ())
 
 
+def section_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:
+    """The class of the section at that place; None where no section stands."""
+    kinds = [kind for kind, _ in _options_at(model, location)]
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
 def _keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys of the section at that place."""
-    models = [kind for kind, _ in _options_at(model, location) if hasattr(kind, "model_fields")]
-    return [key for found in models for key in found.model_fields]
+    found = section_at(model, location)
+    return list(found.model_fields) if found else []

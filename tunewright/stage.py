@@ -50,6 +50,10 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 
+# How long a thread of PyTorch's OpenMP spins before it sleeps. By default that is so long that a second busy
+# process halves the speed of training; none at all costs a tenth on a free machine (docs/decisions/0005).
+SPIN = {"GOMP_SPINCOUNT": "10000"}
+
 Dep = Annotated[Path, "dep"]
 """A path that the stage reads: a `deps` entry of dvc.yaml."""
 Out = Annotated[Path, "out"]
@@ -106,7 +110,7 @@ def run_stage(run: Callable[..., Report]) -> None:
     started = time.perf_counter()
     story: dict[str, Any] = {"stage": stage, "outcome": "ran", "message": "", "work_seconds": 0.0}
     status = 0
-    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+    os.environ.update({name: os.environ.get(name, value) for name, value in (QUIET | SPIN).items()})
     # `python -m` knows this module as __main__; without its own name too, load_params would import a second copy.
     sys.modules[f"stages.{stage}"] = sys.modules["__main__"]
     run_file(stage).unlink(missing_ok=True)  # a killed stage must not be taken for the run before it
@@ -128,15 +132,15 @@ def run_stage(run: Callable[..., Report]) -> None:
     except KeyboardInterrupt:
         story.update(outcome="stopped", message="stopped by a signal")
         status = EXIT_STOPPED
-    except MemoryError:
-        hint = "lower per_device_train_batch_size (raise gradient_accumulation_steps to match), or max_length"
-        story.update(outcome="out_of_memory", message=f"out of memory; {hint}")
-        status = EXIT_CRASH
-        print(f"\n{stage}: {story['message']}", file=sys.stderr)
     except Exception as error:
-        story.update(outcome="crash", message=f"{type(error).__name__}: {error}")
         status = EXIT_CRASH
-        traceback.print_exc()
+        if _out_of_memory(error):
+            hint = "lower per_device_train_batch_size (raise gradient_accumulation_steps to match), or max_length"
+            story.update(outcome="out_of_memory", message=f"out of memory; {hint}")
+            print(f"\n{stage}: {story['message']}", file=sys.stderr)
+        else:
+            story.update(outcome="crash", message=f"{type(error).__name__}: {error}")
+            traceback.print_exc()
     story.update(process_seconds=round(time.perf_counter() - started, 3), peak_memory_mb=_peak_memory_mb())
     write_json(run_file(stage), story)
     sys.stdout.flush()
@@ -186,6 +190,15 @@ def end_with_parent() -> None:
             time.sleep(0.5)
 
     threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """PyTorch has a class of its own on a GPU, and on a CPU a RuntimeError that says so."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
 
 
 def _peak_memory_mb() -> int:

@@ -95,6 +95,20 @@ def test_a_stage_that_never_ran_says_just_that(folder: Path) -> None:
     assert changes() == dict.fromkeys(["alone", "upper", "count"], (NEVER_RAN,))
 
 
+def test_a_changed_folder_names_its_files(folder: Path) -> None:
+    Path("in").mkdir()
+    for name in ("a.csv", "b.csv"):
+        Path("in", name).write_text(name)
+    Path("dvc.yaml").write_text("stages: {read: {cmd: ls in > read.txt, deps: [in], outs: [read.txt]}}")
+    dvc("repro", "-q")
+    who = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
+    subprocess.run(["git", "add", "in", "dvc.yaml", "dvc.lock"], check=True)
+    subprocess.run(["git", *who, "commit", "-q", "-m", "ran"], check=True)
+    Path("in", "b.csv").write_text("other")
+    Path("in", "c.csv").write_text("new")
+    assert changes() == {"read": ("in changed (in/b.csv, in/c.csv)",)}
+
+
 def test_followers_reach_down_the_whole_graph() -> None:
     nodes = [
         Node("a", "", (), (), ()),

