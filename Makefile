@@ -33,12 +33,12 @@ deploy: $(READY) ## register the deployments of prefect.yaml with the standing s
 test: $(DEV) ## the gate: style, types, structure and tests, in under 20 minutes
 	@sh tests/chromium.sh
 	@ruff check . && ruff format --check . && mypy && lint-imports
-	@pytest -m "not heavy" -n 2 --dist loadgroup
+	@pytest -m "not heavy" -n 2 --dist loadfile
 
 test-all: $(DEV) ## the gate, and what is long or heavy
 	@sh tests/chromium.sh
 	@ruff check . && ruff format --check . && mypy && lint-imports
-	@pytest -n 2 --dist loadgroup
+	@pytest -n 2 --dist loadfile
 
 lint: $(DEV) ## style, types and structure, mending what can be mended
 	@ruff check --fix . && ruff format . && mypy && lint-imports

@@ -199,7 +199,9 @@ def deploy() -> None:
 @contextmanager
 def _told() -> Iterator[None]:
     """A user's mistake as its message alone, a signal as an ordinary end, both with an exit status of their own."""
+    # Both by name: a shell starts what it puts in the background with SIGINT ignored.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     except UserError as error:

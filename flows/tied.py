@@ -8,11 +8,13 @@ What started it is named by the environment (`TUNEWRIGHT_PARENT`), and it runs i
 from __future__ import annotations
 
 import runpy
+import signal
 import sys
 
 from tunewright.stage import end_with_parent
 
 if __name__ == "__main__":
     end_with_parent()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -115,7 +115,9 @@ def run_stage(run: Callable[..., Report]) -> None:
     sys.modules[f"stages.{stage}"] = sys.modules["__main__"]
     run_file(stage).unlink(missing_ok=True)  # a killed stage must not be taken for the run before it
     end_with_parent()
+    # Both by name: a shell starts what it puts in the background with SIGINT ignored.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         params = load_params()
         for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):

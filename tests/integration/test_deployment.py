@@ -8,11 +8,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 REPOSITORY = Path(__file__).parents[2]
-
-pytestmark = pytest.mark.xdist_group("prefect")
 
 
 def test_serve_deploy_and_run_through_a_worker(toy_alone: Any, wait_for: Any, ask: Any) -> None:

@@ -6,10 +6,6 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
-pytestmark = pytest.mark.xdist_group("prefect")
-
 
 def test_only_what_changed_runs_and_dvc_alone_does_the_same(new_toy: Callable[[str], Any]) -> None:
     toy, alone = new_toy("toy"), new_toy("alone")

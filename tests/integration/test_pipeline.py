@@ -18,8 +18,6 @@ import pytest
 from tests.conftest import Project
 from tunewright.files import read_json, sha256_tree
 
-pytestmark = pytest.mark.xdist_group("pipeline")
-
 STAGES = {
     "ingest",
     "validate",

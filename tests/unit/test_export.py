@@ -15,8 +15,6 @@ from tunewright.files import sha256_file, sha256_tree, write_json
 from tunewright.parity import compare, write_batches
 from tunewright.task_types.text_classification import Task, TaskParams
 
-pytestmark = pytest.mark.xdist_group("export")
-
 LABELS = ["bad", "good", "mixed"]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "fine", "film", "dull", "play", "long", "##er"]
 TASK = Task(TaskParams(type="text_classification", labels=LABELS))
