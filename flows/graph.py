@@ -5,11 +5,14 @@ The only module that imports DVC. It asks in process, because a `dvc` command co
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from tunewright.errors import UserError
 os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 
 NEVER_RAN = "it has not run yet"
+DYING_SECONDS = 30.0
 
 # Repo objects share state that is not safe between threads: one at a time.
 _one_at_a_time = threading.Lock()
@@ -176,12 +180,34 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
+def _await_the_dying() -> None:
+    """Wait for killed holders of DVC's locks to be gone: DVC takes a zombie, not yet reaped, for a live one."""
+    import psutil
+
+    try:
+        held = json.loads(Path(".dvc/tmp/rwlock").read_text(encoding="utf-8"))
+        holders = [*held.get("write", {}).values(), *itertools.chain(*held.get("read", {}).values())]
+        pids = {int(holder["pid"]) for holder in holders}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return  # none, or one that DVC itself will complain of
+    deadline = time.monotonic() + DYING_SECONDS
+    while time.monotonic() < deadline:
+        dying = False
+        for pid in pids:
+            with suppress(psutil.NoSuchProcess):
+                dying = dying or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        if not dying:
+            return
+        time.sleep(0.1)
+
+
 @contextmanager
 def _repo() -> Iterator[Any]:
     """A fresh Repo of the working directory, with DVC's own faults as UserErrors."""
     if not Path("dvc.yaml").is_file():
         raise UserError("dvc.yaml: not found. Run from the project's folder, the one that holds dvc.yaml.")
     with _one_at_a_time:
+        _await_the_dying()
         try:
             from dvc.repo import Repo
         except ImportError as error:  # GitPython refuses to be imported where git is missing
