@@ -5,8 +5,9 @@
 Ours is `python -m stages.tokenize`, `finetune` and `evaluate`, each a process of its own with its start counted;
 the peer is one process (`benchmarks/peer_run_glue.py`). Both start from the prepared rows and end with metrics on
 test. Ours also evaluates while it trains, saves whole checkpoints and bootstraps intervals; the peer does not.
-Every round starts from a fresh copy of the project. The order alternates, so that neither side always has the
-warmer machine. stdout: a table of every run, then everything as JSON.
+Every round starts from a fresh copy of the project, with a seed of its own (`seed` of params, plus the round), the same
+on both sides. The order alternates, so that neither side always has the warmer machine. stderr: each run as it ends;
+stdout: a table of every run, then everything as JSON.
 
 `--ablation` changes one thing at a time on the peer, to show where the difference comes from.
 """
@@ -23,7 +24,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scratch import copy_project, shorten, table, timed
+from benchmarks.scratch import change, copy_project, shorten, table, timed
 from tunewright.params import load_params
 
 OURS = ("tokenize", "finetune", "evaluate")
@@ -35,11 +36,12 @@ ABLATION = {
 }
 
 
-def project(folder: Path, max_steps: int | None) -> Path:
+def project(folder: Path, max_steps: int | None, round_number: int) -> Path:
     """A fresh copy with what both sides start from."""
     params = load_params()
     names = ("prepared", "base_model", "data_passed", "baseline_predictions")
     copy_project(folder, [str(params.path(name)) for name in names])
+    change(folder, lambda edited: edited.update(seed=params.seed + round_number))
     if max_steps is not None:
         shorten(folder, max_steps)
     return folder
@@ -55,6 +57,7 @@ def ours(folder: Path) -> dict[str, Any]:
         "side": "ours",
         "seconds": sum(phases.values()),
         "accuracy": report["splits"]["test"]["metrics"]["accuracy"]["value"],
+        "margin_over_baseline": report["margin_over_baseline"],
         "steps": trained["steps"],
         "padded_to_real": trained["padded_to_real_tokens"],
         "phases": phases,
@@ -94,9 +97,9 @@ def main() -> None:
     for number in range(options.rounds):
         for side in sides if number % 2 == 0 else sides[::-1]:
             with tempfile.TemporaryDirectory() as name:
-                folder = project(Path(name), options.max_steps)
-                print(f"round {number + 1}: {side}", file=sys.stderr, flush=True)
+                folder = project(Path(name), options.max_steps, number + 1)
                 found = ours(folder) if side == "ours" else peer(folder, side, ABLATION[side])
+            print(f"round {number + 1}: {json.dumps(found)}", file=sys.stderr, flush=True)
             runs.append({"round": number + 1, **found})
 
     medians = {side: statistics.median(run["seconds"] for run in runs if run["side"] == side) for side in sides}

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +45,25 @@ def copy_project(folder: Path, produced: Sequence[str] = ()) -> Path:
     return folder
 
 
-def shorten(folder: Path, max_steps: int) -> None:
-    """Cut the copy's training to `max_steps` optimizer steps, and keep its gates from closing for that."""
+def change(folder: Path, edit: Callable[[Any], None]) -> None:
+    """Edit the copy's params.yaml, keeping its comments."""
     yaml = YAML()
     path = folder / "params.yaml"
     params = yaml.load(path.read_text(encoding="utf-8"))
-    for key in ("max_steps", "eval_steps", "logging_steps"):
-        params["finetune"][key] = max_steps
-    params["verdict"].update(min_accuracy=0.0, min_macro_f1=0.0, min_margin_over_baseline=-1.0, max_ece=1.0)
+    edit(params)
     with path.open("w", encoding="utf-8") as stream:
         yaml.dump(params, stream)
+
+
+def shorten(folder: Path, max_steps: int) -> None:
+    """Cut the copy's training to `max_steps` optimizer steps, and keep its gates from closing for that."""
+
+    def edit(params: Any) -> None:
+        for key in ("max_steps", "eval_steps", "logging_steps"):
+            params["finetune"][key] = max_steps
+        params["verdict"].update(min_accuracy=0.0, min_macro_f1=0.0, min_margin_over_baseline=-1.0, max_ece=1.0)
+
+    change(folder, edit)
 
 
 def timed(command: Sequence[str], folder: Path, env: Mapping[str, str] | None = None) -> tuple[float, str]:

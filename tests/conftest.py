@@ -83,20 +83,29 @@ class Project:
     root: Path
 
     @classmethod
-    def make(cls, folder: Path, model: Path) -> Project:
-        """A new small project inside `folder`, committed to git, in which nothing has run yet."""
+    def copy(cls, folder: Path) -> Project:
+        """A copy of the repository inside `folder`, committed to git, in which nothing has run yet."""
         root = folder / "project"
         root.mkdir()
         copy_repository(root)
         (root / "dvc.lock").unlink(missing_ok=True)
-        (root / "data/raw/movie_reviews/movie_reviews.tsv").write_bytes(reviews(ROWS))
-        shutil.copytree(model, root / "models/tiny")
-        found = cls(root)
+        return cls(root).commit()
+
+    @classmethod
+    def make(cls, folder: Path, model: Path) -> Project:
+        """The same with few rows and the tiny model."""
+        found = cls.copy(folder)
+        (found.root / "data/raw/movie_reviews/movie_reviews.tsv").write_bytes(reviews(ROWS))
+        shutil.copytree(model, found.root / "models/tiny")
         found.edit(_small)
-        found.run("git", "init", "--quiet", "--initial-branch=main")
-        found.run("git", "add", "--all")
-        found.run("git", "commit", "--quiet", "--message", "a small project")
-        return found
+        return found.commit()
+
+    def commit(self) -> Project:
+        """Commit everything to git."""
+        self.run("git", "init", "--quiet", "--initial-branch=main")
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--message", "the project as it stands")
+        return self
 
     def run(self, *command: str, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Run a command in the project; `python` is this interpreter."""

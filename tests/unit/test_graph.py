@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -142,3 +144,14 @@ def test_what_dvc_cannot_read_is_told_with_what_mends_it(
         changes()
     assert message in str(caught.value) and mend in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_killed_holder_that_is_not_reaped_yet_is_waited_for(folder: Path) -> None:
+    # Its parent, this process, has not waited for it: a zombie, which DVC takes for a live holder of its lock.
+    holder = subprocess.Popen(["true"])
+    while Path(f"/proc/{holder.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
+        pass
+    held = {"write": {str(folder / "upper.txt"): {"pid": holder.pid, "cmd": "dvc repro"}}, "read": {}}
+    Path(".dvc/tmp/rwlock").write_text(json.dumps(held))
+    threading.Timer(1.0, holder.wait).start()
+    assert [node.name for node in plan()[0]] == ["alone", "upper", "count"]
