@@ -2,23 +2,21 @@
 
 One project runs through the flow, a second one by `dvc repro` without Prefect, and both must agree to the byte.
 Then the first is edited, one thing after another: each edit has a reason that `tunewright why` names before, and a
-set of stages that run, and no more. The table that this makes is written to `changes.md` in pytest's own folder,
-or where TUNEWRIGHT_CHANGES_TABLE says.
+set of stages that run, and no more. The table that this makes stands in docs/what-runs-again.md.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Project
+from tests.conftest import REPOSITORY, Project
 from tunewright.files import read_json, sha256_tree
 
-STAGES = {
+ORDER = [
     "ingest",
     "validate",
     "prepare",
@@ -33,7 +31,8 @@ STAGES = {
     "report",
     "gate_model",
     "export",
-}
+]
+STAGES = set(ORDER)
 FROM_VERDICT = {"verdict", "report", "gate_model", "export"}
 FROM_FINETUNE = {"finetune", "evaluate", *FROM_VERDICT}
 FROM_PREPARE = STAGES - {"ingest", "validate", "fetch_model"}
@@ -145,11 +144,9 @@ CHANGES = [
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    rows = ["| change | expected stages | stages that reran |", "|---|---|---|"]
-    yield rows
-    path = Path(os.environ.get("TUNEWRIGHT_CHANGES_TABLE") or tmp_path_factory.mktemp("table") / "changes.md")
-    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+def table() -> list[str]:
+    """A row for each change that was made: what `why` named, and the stages that ran."""
+    return []
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.name)
@@ -158,12 +155,14 @@ def test_an_edit_runs_what_depends_on_it_and_no_more(change, ran, table):
     assert change.named in ran.tunewright("why").stdout
     ran.forget_runs()
     ran.run("dvc", "repro")
-    order = [stage for stage in ran.lock()["stages"] if stage in STAGES]
-    table.append(
-        f"| {change.name} | {', '.join(sorted(change.expected, key=order.index))} "
-        f"| {', '.join(sorted(ran.ran(), key=order.index))} |"
-    )
+    table.append(f"| {change.name} | `{change.named}` | {', '.join(sorted(ran.ran(), key=ORDER.index))} |")
     assert ran.ran() == change.expected
+
+
+def test_the_table_of_the_docs_is_what_was_seen(table):
+    page = (REPOSITORY / "docs/what-runs-again.md").read_text(encoding="utf-8").splitlines()
+    missing = [row for row in table if row not in page]
+    assert not missing, "docs/what-runs-again.md lacks:\n" + "\n".join(missing)
 
 
 def test_an_edit_taken_back_is_restored_from_the_cache(ran):
