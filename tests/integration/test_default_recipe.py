@@ -48,9 +48,9 @@ def test_killed_in_mid_training_it_ends_with_the_same_weights(whole):
         ["python", "-m", "stages.finetune"], cwd=whole.root, env=environment(), stdout=subprocess.PIPE, text=True
     )
     for line in process.stdout:
-        if line.startswith("step 272/"):
+        if line.startswith("step 364/"):
             process.send_signal(signal.SIGKILL)
     assert process.wait(timeout=60) == -signal.SIGKILL
     Path(weights).unlink()
-    assert "going on from checkpoint-170" in whole.run("python", "-m", "stages.finetune", timeout=3000).stdout
+    assert "going on from checkpoint-260" in whole.run("python", "-m", "stages.finetune", timeout=3000).stdout
     assert sha256_file(weights) == before
