@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from dvclive import Live
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tunewright import checkpoints
 from tunewright.batches import LengthGroupedSampler, sorted_batches
@@ -197,16 +197,14 @@ def make_trainer(
     )
     trainer.add_callback(EpochOfSampler(trainer.train_sampler))
     # Trainer adds a callback that prints every log as a dict: Progress says the same in words.
-    from transformers import PrinterCallback
-
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def resume_or_start(trainer: ExactTrainer) -> list[str]:
+def resume_or_start(trainer: ExactTrainer) -> None:
     """Train to the end, from the latest checkpoint that is whole or from the start; the model holds the best weights.
 
-    Returns the names of the checkpoints that were skipped because they did not verify.
+    Checkpoints that do not verify are skipped, and named on stderr.
     """
     from safetensors.torch import load_model
 
@@ -216,7 +214,7 @@ def resume_or_start(trainer: ExactTrainer) -> list[str]:
         print(f"skipping {torn.name}: it is not whole", file=sys.stderr)
     if checkpoint is None:
         trainer.train()
-        return [torn.name for torn in skipped]
+        return
     print(f"going on from {checkpoint.name}", flush=True)
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     control = state.stateful_callbacks["TrainerControl"]["args"]
@@ -230,4 +228,3 @@ def resume_or_start(trainer: ExactTrainer) -> list[str]:
             if isinstance(callback, Curves):
                 callback.on_train_begin(trainer.args, state, trainer.control)
                 callback.on_train_end(trainer.args, state, trainer.control)
-    return [torn.name for torn in skipped]
