@@ -13,10 +13,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO, Protocol
 
 import psutil
 
+from flows.warm import Forked, Warm
 from tunewright.stage import PARENT_VARIABLE
 
 GRACE_SECONDS = 10.0
@@ -35,7 +36,15 @@ def child_environment() -> dict[str, str]:
     }
 
 
-def end_group(process: subprocess.Popen[Any], first: signal.Signals = signal.SIGTERM) -> None:
+class Leader(Protocol):
+    """The process that leads a group."""
+
+    @property
+    def pid(self) -> int: ...
+    def poll(self) -> int | None: ...
+
+
+def end_group(process: Leader, first: signal.Signals = signal.SIGTERM) -> None:
     """End every process of the group that `process` leads: a signal, then SIGKILL after a grace."""
     for number in (first, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
@@ -62,14 +71,18 @@ class Stopped(Exception):
 
 
 class Groups:
-    """The process groups of one run. Leaving the `with` block ends those still alive, whatever the reason."""
+    """The `dvc` commands of one run, each in a process group of its own.
+
+    Leaving the `with` block ends the groups that are still alive, whatever the reason.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._alive: set[subprocess.Popen[str]] = set()
+        self._alive: set[Forked] = set()
         self._open = True
 
     def __enter__(self) -> Groups:
+        self._warm = Warm(child_environment())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -78,9 +91,10 @@ class Groups:
             alive = list(self._alive)
         for process in alive:
             end_group(process)
+        self._warm.close()
 
-    def run(self, command: list[str], on_line: Callable[[str], None], timeout_seconds: float | None) -> int:
-        """Run a command to its end, each line of its output given to `on_line`; its exit status.
+    def dvc(self, *arguments: str, on_line: Callable[[str], None], timeout_seconds: float | None) -> int:
+        """Run a `dvc` command to its end, each line of its output given to `on_line`; its exit status.
 
         Raises
             subprocess.TimeoutExpired  after its whole group was ended.
@@ -89,16 +103,7 @@ class Groups:
         with self._lock:
             if not self._open:
                 raise Stopped
-            process = subprocess.Popen(
-                command,
-                env=child_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                start_new_session=True,
-            )
+            process = self._warm.dvc(*arguments)
             self._alive.add(process)
         # A thread of its own, so that a process that left the group with our pipe can't keep us waiting.
         reader = threading.Thread(target=_each_line, args=(process.stdout, on_line), daemon=True)

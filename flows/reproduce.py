@@ -10,7 +10,6 @@ stage runs, shows it, and repeats what a repetition can mend. Nothing here knows
 from __future__ import annotations
 
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -122,7 +121,7 @@ def _reproduce(node: Node, why: tuple[str, ...], run: Run) -> StageRun:
     get_run_logger().info("%s runs: %s", node.name, console.in_short(why))
     # Global flag first. Without --wait-for-lock a finished training can go unrecorded; -s, because the edges are
     # the flow's; --quiet leaves the stage's own lines and DVC's errors.
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--quiet", "-s", node.name]
+    command = ["--wait-for-lock", "repro", "--quiet", "-s", node.name]
     started = time.perf_counter()
     with log_file.open("w", encoding="utf-8") as log:
 
@@ -132,11 +131,13 @@ def _reproduce(node: Node, why: tuple[str, ...], run: Run) -> StageRun:
             console.output(node.name, line)
 
         try:
-            status = run.groups.run(command, on_line, run.timeout_seconds)
+            status = run.groups.dvc(*command, on_line=on_line, timeout_seconds=run.timeout_seconds)
         except subprocess.TimeoutExpired:
             limit = f"{run.timeout_seconds:g} s"
             message = f"ended after {limit}, the limit (--stage-timeout); its whole process group was ended"
             return StageRun(node.name, "TimedOut", why, time.perf_counter() - started, message)
+        except ConnectionError as error:
+            return StageRun(node.name, "Failed", why, time.perf_counter() - started, str(error))
         except Stopped:
             return StageRun(node.name, "Stopped", why, time.perf_counter() - started, "ended with the run")
     seconds = time.perf_counter() - started
