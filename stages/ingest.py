@@ -1,13 +1,19 @@
 """Read the raw files of one or several sources into one table, every row accounted for.
 
-Reads   paths.raw         the files that ingest.sources names: CSV, TSV, JSONL, Parquet
+Reads   paths.raw         the files and folders that ingest.sources names by `path`
+        paths.hub_data    the data sets that ingest.sources names by `dataset`: NAME.parquet, from fetch_data
 Writes  paths.ingested    Parquet: row_id, source, line, the task's columns, then all keep_columns (null where
                           a source lacks one)
+        paths.quarantine  Parquet: source, file, line, reason, detail, record; one row a rejected record
 Report  paths.reports/ingest.json
 
 Values stay the strings that they are in the file: "01", "NA" and "None" are labels like any other. A label or a
 kept column that is empty is null, an empty text stays empty; whether either may be is for `validate` to judge,
-so that a gate can name all of them with their counts.
+so that a gate can name all of them with their counts. A record that can't be used goes to the quarantine; when a
+source has more of them than max_rejected_fraction, the stage fails, and the quarantine is there to be looked at.
+
+One record is held at a time, and some 16 thousand rows are written at once: the memory grows by some 70 bytes a row,
+those of the ids.
 """
 
 from __future__ import annotations
@@ -17,27 +23,44 @@ import difflib
 import hashlib
 import itertools
 import json
+import re
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from tunewright import sources
 from tunewright.errors import UserError
-from tunewright.files import sha256_file, write_parquet
-from tunewright.params import Section
+from tunewright.files import parquet_writer, sha256_tree
+from tunewright.params import Fraction, Section
 from tunewright.report import Report, RowAccount
-from tunewright.sources import RawTable
+from tunewright.sources import WRONG_TYPE, Record, Rejected, named, shown
 from tunewright.stage import Dep, Out, Paths, run_stage
 from tunewright.task import TaskType
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SHOWN = 5  # rows or values that an error message lists
+SHOWN = 5  # places or values that an error message lists
+NAMES = 1000  # unknown labels, or keys of JSON records, that are told apart
+BATCH_ROWS = 16_384  # of a row group
+BATCH_CHARACTERS = 1 << 24  # fewer rows where their texts are longer than this in all
+RECORD_BYTES = 1 << 22  # of one record, beside its text
+QUARANTINE = ("source", "file", "line", "reason", "detail", "record")
+# Unicode's control characters (category Cc), but those that are white space: a tab, line ends, a form feed.
+CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
+
+CONTROL_CHARACTERS = "control_characters"
+EMPTY_ID = "empty_id"
+NO_NUMBER = "label_is_no_number"
+TEXT_TOO_LONG = "text_too_long"
+UNKNOWN_LABEL = "unknown_label"
+IN_NO_BIN = "label_in_no_bin"
+MAPPED_TO_NULL = "label_mapped_to_null"
 
 
 def _known_format(name: str) -> str:
@@ -105,21 +128,53 @@ def _apart(bins: list[LabelBin]) -> list[LabelBin]:
     return bins
 
 
+def _text_keys(mapping: Any) -> Any:
+    # YAML reads the key of `1: positive` as a number; a label of a file is a text.
+    if isinstance(mapping, dict):
+        return {str(key) if type(key) is int else key: value for key, value in mapping.items()}
+    return mapping
+
+
 class SourceParams(Section):
-    """One raw file and how its columns map to the task's."""
+    """One raw file, folder or fetched data set, and how its columns map to the task's."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
-    path: Annotated[str, Field(min_length=1), AfterValidator(_inside)]
-    format: Annotated[str, AfterValidator(_known_format)]
+    path: Annotated[str, Field(min_length=1), AfterValidator(_inside)] | None = None
+    dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] | None = None
+    format: Annotated[str, AfterValidator(_known_format)] | None = None
     license: Name
     encoding: Annotated[str, AfterValidator(_known_encoding)] = "utf-8"
     column_names: Annotated[Names, Field(min_length=1)] | None = None
     quoting: Literal["minimal", "none"] = "minimal"
+    rename_columns: dict[Name, Name] = Field(default_factory=dict)
     id_column: Name | None = None
     text_column: Name
     label_column: Name
     label_bins: Annotated[list[LabelBin], AfterValidator(_apart)] = Field(default_factory=list)
+    label_mapping: Annotated[dict[str, Name | None], BeforeValidator(_text_keys)] = Field(default_factory=dict)
+    label_separator: Name | None = None
     keep_columns: Names = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("either `path` or `dataset`")
+        if (self.path is None) != (self.format is None):
+            raise ValueError("a `format` with `path`, and none with `dataset`")
+        if self.label_bins and (self.label_mapping or self.label_separator):
+            raise ValueError("`label_bins` without `label_mapping` and `label_separator`")
+        _distinct(list(self.rename_columns.values()))
+        return self
+
+    @property
+    def kind(self) -> str:
+        """The format that the source is read by."""
+        return self.format or "parquet"
+
+    @property
+    def ids(self) -> str | None:
+        """The column of ids; of a folder of text files the file's name, where params name no other."""
+        return self.id_column or ("file" if self.kind == "text_folder" else None)
 
 
 def _distinct_sources(found: list[SourceParams]) -> list[SourceParams]:
@@ -130,6 +185,9 @@ def _distinct_sources(found: list[SourceParams]) -> list[SourceParams]:
 class IngestParams(Section):
     """The section `ingest` of params.yaml."""
 
+    max_rejected_fraction: Fraction = Field(description="of a source's records")
+    control_characters: Literal["reject", "strip"]
+    max_text_characters: int = Field(ge=1, le=100_000_000, description="a longer text is rejected")
     sources: Annotated[list[SourceParams], Field(min_length=1), AfterValidator(_distinct_sources)]
 
 
@@ -137,7 +195,9 @@ class IngestPaths(Paths):
     """What ingest reads and writes."""
 
     raw: Dep
+    hub_data: Dep
     ingested: Out
+    quarantine: Out
 
 
 class SourceReport(BaseModel):
@@ -149,6 +209,10 @@ class SourceReport(BaseModel):
     rows: RowAccount
     label_counts: dict[str, int]
     null_counts: dict[str, int]
+    rows_without_label: int = 0
+    """Of a task with several labels a row: those with none. A label that is null is no such row."""
+    rows_stripped: int = 0
+    """Rows that have lost control characters."""
 
 
 class IngestReport(Report):
@@ -158,36 +222,37 @@ class IngestReport(Report):
 
 
 def run(paths: IngestPaths, params: IngestParams, task: TaskType) -> IngestReport:
-    """Read every source in the order of params, and write all their rows as one table."""
+    """Read every source in the order of params, and write all their rows as one table.
+
+    Raises
+        UserError  for a source that can't be read, lacks a column, repeats an id, or has more rejected records than
+                   max_rejected_fraction: then paths.quarantine is written, and paths.ingested is not.
+    """
     kept_columns = list(dict.fromkeys(name for source in params.sources for name in source.keep_columns))
     _check_names(kept_columns, params, task)
-    columns = ["row_id", "source", "line", *task.columns, *kept_columns]
-    table: dict[str, list[Any]] = {column: [] for column in columns}
-    reports = []
-    for position, source in enumerate(params.sources):
-        path = locate(paths.raw, source.path)
-        raw = sources.read(path, source)
-        where = _mapped(path, raw, source, task, f"ingest.sources[{position}]")
-        ids = list(_row_ids(path, raw, source))
-        before = len(table["row_id"])
-        for row_id, line, row in zip(ids, raw.lines, raw.rows, strict=True):
-            values = {column: _text(row[index], f"{path}:{line}", column) for column, index in where.items()}
-            for column in ("label", *source.keep_columns):
-                values[column] = values[column] or None
-            if source.label_bins and values["label"] is not None:
-                values["label"] = _binned(values["label"], source.label_bins, f"{path}:{line}", source.label_column)
-                if values["label"] is None:
-                    continue
-            values.update(row_id=row_id, source=source.name, line=line)
-            for column in columns:
-                table[column].append(values.get(column))
-        reports.append(_account(path, source, raw, {name: table[name][before:] for name in columns}, task))
-    write_parquet(_arrow(table), paths.ingested)
+    columns = ("row_id", "source", "line", *task.columns, *kept_columns)
+    lists = ("label",) if task.multi_label else ()
+    reports: list[SourceReport] = []
+    failed = None
+    with _table(paths.quarantine, QUARANTINE) as quarantine:
+        try:
+            with _table(paths.ingested, columns, lists) as table:
+                for position in range(len(params.sources)):
+                    reader = _Reader(paths, params, task, position, quarantine)
+                    for row in reader.rows():
+                        table.append(row)
+                    reports.append(reader.report())
+        except _TooManyRejected as error:
+            failed = error
+    if failed is not None:
+        raise UserError(str(failed))
     dropped = Counter[str]()
     for report in reports:
         dropped.update(report.rows.dropped)
     rows = RowAccount(
-        rows_in=sum(report.rows.rows_in for report in reports), rows_kept=len(table["row_id"]), dropped=dict(dropped)
+        rows_in=sum(report.rows.rows_in for report in reports),
+        rows_kept=sum(report.rows.rows_kept for report in reports),
+        dropped=dict(dropped),
     )
     return IngestReport(rows=rows, sources=reports)
 
@@ -197,35 +262,26 @@ def check(paths: IngestPaths, params: IngestParams, task: TaskType) -> list[str]
     faults = []
     for position, source in enumerate(params.sources):
         try:
-            path = locate(paths.raw, source.path)
-            first = RawTable(sources.columns(path, source), [], [])
-            _mapped(path, first, source, task, f"ingest.sources[{position}]")
+            path = locate(paths, source)
+            if source.dataset is None or path.is_file():  # what fetch_data has not fetched yet can't be looked at
+                found = sources.columns(path, source.kind, source)
+                varying = sources.keys_vary(source.kind)
+                _check_columns(path, found, source, task, f"ingest.sources[{position}]", optional=varying)
         except UserError as error:
             faults.append(str(error))
     return faults
 
 
-def _arrow(table: dict[str, list[Any]]) -> pa.Table:
-    """Columns of text, and `line`, as Arrow; by builder and buffer: `pa.array` of a list would import pandas."""
-    import pyarrow as pa
-
-    arrays = {}
-    for name, values in table.items():
-        if name == "line":
-            arrays[name] = pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(array("q", values))])
-        else:
-            builder = pa.lib.StringBuilder()
-            builder.append_values(values)
-            arrays[name] = builder.finish()
-    return pa.table(arrays)
-
-
-def locate(raw: Path, name: str) -> Path:
-    """The file of a source: `paths.raw` itself when that is a file of this name, else the file inside it.
+def locate(paths: IngestPaths, source: SourceParams) -> Path:
+    """The file or folder of a source: inside `paths.raw`, or `paths.raw` itself when that is a file of this name; or
+    the file that fetch_data wrote.
 
     Raises
         UserError  when it is missing, leaves the folder, or is reached by a symbolic link.
     """
+    if source.dataset is not None:
+        return paths.hub_data / f"{source.dataset}.parquet"
+    raw, name = paths.raw, source.path or ""
     if not raw.exists():
         raise UserError(f"{raw}: not found. Put the raw data there, or correct paths.raw.")
     if raw.is_file() and name != raw.name:
@@ -236,123 +292,461 @@ def locate(raw: Path, name: str) -> Path:
     return found
 
 
+class _TooManyRejected(Exception):
+    """A source has more rejected records than params allow; the message says which."""
+
+
+class _Fault(Exception):
+    """Why one record is rejected: its reason and the detail."""
+
+
+class _Dropped(Exception):
+    """Why one record is left out as params say: its reason."""
+
+
+class _Reader:
+    """One source: its records as rows of the table, and what became of each."""
+
+    def __init__(
+        self, paths: IngestPaths, params: IngestParams, task: TaskType, position: int, quarantine: _Table
+    ) -> None:
+        self._params = params
+        self._source = params.sources[position]
+        self._task = task
+        self._key = f"ingest.sources[{position}]"
+        self._path = locate(paths, self._source)
+        self._quarantine = quarantine
+        self._quarantine_path = paths.quarantine
+        self._limit = RECORD_BYTES + 16 * params.max_text_characters  # JSON may take 12 bytes for a character
+        self._ids = _Ids(self._source.name)
+        self._columns = {column: getattr(self._source, f"{column}_column") for column in task.columns}
+        self._columns |= {column: column for column in self._source.keep_columns}
+        self._label_set = frozenset(task.params.labels)
+        self._records = 0
+        self._kept = 0
+        self._rejected = Counter[str]()
+        self._dropped = Counter({IN_NO_BIN: 0} if self._source.label_bins else {})
+        self._first: list[str] = []
+        self._unknown = Counter[str]()
+        self._label_counts = Counter[str]()
+        self._null_counts = Counter[str]()
+        self._rows_without_label = 0
+        self._rows_stripped = 0
+        self._strips = False
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows to keep, in the order of the file.
+
+        Raises
+            UserError  see `run`.
+        """
+        source, path = self._source, self._path
+        if source.dataset is not None and not path.is_file():
+            raise UserError(f"{path}: not fetched. Name {source.dataset} in fetch_data.datasets, and run `dvc repro`.")
+        varying = sources.keys_vary(source.kind)
+        wanted = {*self._columns.values(), *source.rename_columns, source.ids}
+        seen: dict[str, None] = {}
+        if not varying:
+            seen = dict.fromkeys(sources.columns(path, source.kind, source))
+            if seen:
+                _check_columns(path, seen, source, self._task, self._key)
+        for found in sources.records(path, source.kind, source, self._limit):
+            self._records += 1
+            if isinstance(found, Rejected):
+                self._reject(found.reason, found.detail, found.line, found.file, found.record)
+                continue
+            if varying:
+                seen.update(dict.fromkeys(found.values if len(seen) < NAMES else wanted & found.values.keys()))
+            row = self._row(found)
+            if row is not None:
+                yield row
+        if not self._records:
+            header = f" but its header ({named(seen)})" if seen else ""
+            raise UserError(f"{path}: holds no row{header}. Expected at least one.")
+        if varying and seen:  # first: what a missing column does to each row says less
+            _check_columns(path, seen, source, self._task, self._key)
+        if self._rejected.total() > self._params.max_rejected_fraction * self._records:
+            raise _TooManyRejected(self._too_many())
+        self._check_ids()
+
+    def report(self) -> SourceReport:
+        """What became of every record."""
+        rejected = {f"rejected_{reason}": count for reason, count in self._rejected.items()}
+        return SourceReport(
+            name=self._source.name,
+            license=self._source.license,
+            sha256=sha256_tree(self._path),
+            rows=RowAccount(rows_in=self._records, rows_kept=self._kept, dropped=dict(self._dropped) | rejected),
+            label_counts={label: self._label_counts[label] for label in self._task.params.labels},
+            null_counts={column: self._null_counts[column] for column in self._columns},
+            rows_without_label=self._rows_without_label,
+            rows_stripped=self._rows_stripped,
+        )
+
+    def _row(self, record: Record) -> dict[str, Any] | None:
+        """One record as a row; None where it is rejected or dropped."""
+        values = _renamed(record.values, self._source.rename_columns)
+        self._strips = False
+        try:
+            row: dict[str, Any] = {"row_id": self._row_id(values), "source": self._source.name, "line": record.line}
+            for column, name in self._columns.items():
+                if column == "label":
+                    row[column] = self._label(values.get(name))
+                else:
+                    value = self._cleaned(_text(values.get(name), column), column)
+                    row[column] = value if column in self._task.columns else value or None
+        except _Fault as fault:
+            text = json.dumps(record.values, ensure_ascii=False, default=str)
+            reason, detail = fault.args
+            self._reject(reason, detail, record.line, record.file, text)
+            return None
+        except _Dropped as dropped:
+            self._dropped[str(dropped)] += 1
+            return None
+        self._kept += 1
+        self._rows_stripped += self._strips
+        for column in self._columns:
+            if row[column] is None:
+                self._null_counts[column] += 1
+        found = row["label"]
+        if found == []:
+            self._rows_without_label += 1
+        elif found is not None:
+            for label in found if self._task.multi_label else (found,):
+                self._label_counts[label] += 1
+        return row
+
+    def _row_id(self, values: Mapping[str, Any]) -> str:
+        column = self._source.ids
+        return self._ids.of_record(values) if column is None else self._ids.of_value(self._id(values, column))
+
+    def _id(self, values: Mapping[str, Any], column: str) -> str:
+        value = self._cleaned(_text(values.get(column), column), column)
+        if not value:
+            raise _Fault(EMPTY_ID, f"{column} is empty, expected an id in every row")
+        return value
+
+    def _cleaned(self, value: str | None, column: str) -> str | None:
+        """The value without control characters, where params strip them.
+
+        Raises
+            _Fault  for a text that is too long, and for control characters where params reject them.
+        """
+        if value is None:
+            return None
+        longest = self._params.max_text_characters
+        if column in self._columns and column in self._task.columns and len(value) > longest:
+            raise _Fault(TEXT_TOO_LONG, f"{column} has {len(value)} characters, expected at most {longest}")
+        found = None if value.isprintable() else CONTROL.search(value)
+        if found is None:
+            return value
+        if self._params.control_characters == "reject":
+            detail = f"{column} holds the control character U+{ord(found[0]):04X} at its character {found.start() + 1}"
+            raise _Fault(CONTROL_CHARACTERS, detail)
+        self._strips = True
+        return CONTROL.sub("", value)
+
+    def _label(self, value: Any) -> str | list[str] | None:
+        """The label, or the sorted labels where a row may have several; null where the file has none.
+
+        Raises
+            _Fault    for a value that is no label of the task.
+            _Dropped  for a number in no bin, and a value that params map to null.
+        """
+        if not self._task.multi_label:
+            text = self._cleaned(_text(value, "label"), "label")
+            return self._known(text) if text else None
+        if value is None:
+            return None
+        if isinstance(value, list):
+            texts = [_text(item, "label") for item in value]
+        elif self._source.label_separator is None:
+            texts = [_text(value, "label")]
+        else:
+            texts = [part.strip() for part in (_text(value, "label") or "").split(self._source.label_separator)]
+        labels = set()
+        for text in filter(None, (self._cleaned(text, "label") for text in texts)):
+            try:
+                labels.add(self._known(text))
+            except _Dropped:
+                continue
+        return sorted(labels, key=self._task.params.labels.index)
+
+    def _known(self, value: str) -> str:
+        source = self._source
+        label: str | None = value
+        if source.label_bins:
+            label = _binned(value, source.label_bins, source.label_column)
+            if label is None:
+                raise _Dropped(IN_NO_BIN)
+        elif value in source.label_mapping:
+            label = source.label_mapping[value]
+            if label is None:
+                raise _Dropped(MAPPED_TO_NULL)
+        if label not in self._label_set:
+            if len(self._unknown) < NAMES or shown(value) in self._unknown:
+                self._unknown[shown(value)] += 1
+            labels = named(self._task.params.labels)
+            raise _Fault(UNKNOWN_LABEL, f"{source.label_column} holds {shown(value)}, task.labels are {labels}")
+        return label
+
+    def _reject(self, reason: str, detail: str, line: int, file: str, record: str) -> None:
+        path = f"{self._path}/{file}" if file else str(self._path)
+        self._rejected[reason] += 1
+        if len(self._first) < SHOWN:
+            self._first.append(f"{path}:{line}: {detail}")
+        self._quarantine.append(
+            {
+                "source": self._source.name,
+                "file": path,
+                "line": line,
+                "reason": reason,
+                "detail": detail,
+                "record": record[: sources.SHOWN],
+            }
+        )
+
+    def _too_many(self) -> str:
+        total = self._rejected.total()
+        reasons = ", ".join(f"{reason} {count}" for reason, count in self._rejected.most_common())
+        places = "; ".join(self._first) + ("; …" if total > SHOWN else "")
+        labels = ""
+        if self._unknown:
+            listed = ", ".join(f"{label} ({count} rows)" for label, count in self._unknown.most_common(SHOWN))
+            more = ", …" if len(self._unknown) > SHOWN else ""
+            labels = f" Labels that task.labels lacks: {listed}{more}; add them there, or give their `label_mapping`."
+        return (
+            f"{self._path}: {total} of {self._records} records are rejected ({reasons}), more than "
+            f"ingest.max_rejected_fraction: {self._params.max_rejected_fraction} allows. {places}.{labels} "
+            f"{self._quarantine_path} holds all of them. Mend them, or raise the fraction to go on without them."
+        )
+
+    def _check_ids(self) -> None:
+        """Read once more, when the first reading has found ids that look the same, and name their lines.
+
+        Raises
+            UserError  for an id that stands in two rows.
+        """
+        column = self._source.ids
+        if column is None or not self._ids.again:
+            return
+        first: dict[str, tuple[str, Any]] = {}
+        pairs = []
+        text = self._columns[self._task.columns[0]]
+        for found in sources.records(self._path, self._source.kind, self._source, self._limit):
+            if len(pairs) == SHOWN:
+                break
+            if isinstance(found, Rejected):
+                continue
+            values = _renamed(found.values, self._source.rename_columns)
+            try:
+                value = self._id(values, column)
+            except _Fault:
+                continue
+            if not self._ids.is_repeated(value):
+                continue
+            place = found.file or str(found.line)
+            earlier, its_text = first.setdefault(value, (place, values.get(text)))
+            if earlier != place:
+                pairs.append(f"{earlier} and {place}" + (" (two texts)" if its_text != values.get(text) else ""))
+        if pairs:
+            total = sum(self._ids.again.values())
+            raise UserError(
+                f"{self._path}: {total} {'row repeats' if total == 1 else 'rows repeat'} an id of column {column!r}: "
+                f"lines {', '.join(pairs)}{', …' if total > len(pairs) else ''}. "
+                f"Make the ids unique, or remove id_column: then rows are known by a hash of their content."
+            )
+
+
+class _Ids:
+    """The ids of one source's rows, and which of them stand twice, in 60 bits a row."""
+
+    def __init__(self, source: str) -> None:
+        self._name = source
+        self._encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str).encode
+        self._seen: set[int] = set()
+        self.again = Counter[int]()
+
+    def of_record(self, values: Mapping[str, Any]) -> str:
+        """A hash of source and record, with an ordinal among equals."""
+        content = self._encode([self._name, {name: value for name, value in values.items() if value is not None}])
+        digest = hashlib.sha256(content.encode()).hexdigest()[:32]
+        return f"{digest}-{self._ordinal(int(digest[:15], 16))}"
+
+    def of_value(self, value: str) -> str:
+        """`SOURCE:ID`, for the value of an id column."""
+        self._ordinal(_hash(value))
+        return f"{self._name}:{value}"
+
+    def is_repeated(self, value: str) -> bool:
+        """Whether `of_value` was asked for it more than once (or for another value of the same 60 bits)."""
+        return _hash(value) in self.again
+
+    def _ordinal(self, key: int) -> int:
+        if key not in self._seen:
+            self._seen.add(key)
+            return 0
+        self.again[key] += 1
+        return self.again[key]
+
+
+def _hash(value: str) -> int:
+    return int.from_bytes(hashlib.sha256(value.encode()).digest()[:8], "big") >> 4
+
+
+class _Table:
+    """Rows that are written as they come, some thousands at a time.
+
+    Columns are text, but for `line`, and for those of `lists`, which are lists of text.
+    """
+
+    def __init__(self, columns: Iterable[str], lists: Iterable[str]) -> None:
+        self._lists = frozenset(lists)
+        self._values: dict[str, list[Any]] = {column: [] for column in columns}
+        self._rows = 0
+        self._characters = 0
+        self.writer: Any = None
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a row; what it does not hold is null."""
+        for column, values in self._values.items():
+            value = row.get(column)
+            values.append(value)
+            if type(value) is str:
+                self._characters += len(value)
+        self._rows += 1
+        if self._rows == BATCH_ROWS or self._characters >= BATCH_CHARACTERS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is held, as a row group."""
+        if self._rows:
+            self.writer.write_table(self.arrow())
+            for values in self._values.values():
+                values.clear()
+            self._rows = self._characters = 0
+
+    def arrow(self) -> pa.Table:
+        """What is held, by builder and buffer: `pa.array` of a list would import pandas, half a second."""
+        import pyarrow as pa
+
+        arrays = {}
+        for name, values in self._values.items():
+            if name == "line":
+                arrays[name] = pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(array("q", values))])
+            else:
+                arrays[name] = _lists(values) if name in self._lists else _texts(values)
+        return pa.table(arrays)
+
+
+@contextmanager
+def _table(path: Path, columns: Iterable[str], lists: Iterable[str] = ()) -> Iterator[_Table]:
+    """A table that becomes the Parquet file `path`, in full or not at all."""
+    table = _Table(columns, lists)
+    with parquet_writer(path, table.arrow().schema) as writer:
+        table.writer = writer
+        yield table
+        table.flush()
+
+
+def _texts(values: Iterable[str | None]) -> pa.Array:
+    import pyarrow as pa
+
+    builder = pa.lib.StringBuilder()
+    builder.append_values(values)
+    return builder.finish()
+
+
+def _lists(values: list[list[str] | None]) -> pa.Array:
+    import numpy as np
+    import pyarrow as pa
+
+    ends = array("i", itertools.accumulate((len(value or ()) for value in values), initial=0))
+    offsets = pa.Array.from_buffers(pa.int32(), len(ends), [None, pa.py_buffer(ends)])
+    missing = np.packbits([value is None for value in values], bitorder="little").tobytes() if values else b""
+    mask = pa.Array.from_buffers(pa.bool_(), len(values), [None, pa.py_buffer(missing)])
+    return pa.ListArray.from_arrays(offsets, _texts(itertools.chain.from_iterable(filter(None, values))), mask=mask)
+
+
 def _check_names(kept_columns: list[str], params: IngestParams, task: TaskType) -> None:
     taken = sorted(set(kept_columns) & {"row_id", "source", "line", *task.columns})
     if taken:
         raise UserError(f"ingest: keep_columns names {', '.join(taken)}, which every row has already. Remove it.")
-    labels = {found.label for source in params.sources for found in source.label_bins}
-    unknown = sorted(labels - set(task.params.labels))
-    if unknown:
-        raise UserError(
-            f"ingest: label_bins name {', '.join(unknown)}; task.labels are {', '.join(task.params.labels)}. "
-            f"Make them agree."
-        )
+    known = set(task.params.labels)
+    for source in params.sources:
+        named_by = {
+            "label_bins": {found.label for found in source.label_bins},
+            "label_mapping": {label for label in source.label_mapping.values() if label is not None},
+        }
+        for key, labels in named_by.items():
+            if not labels <= known:
+                raise UserError(
+                    f"ingest: {key} of {source.name} names {', '.join(sorted(labels - known))}; "
+                    f"task.labels are {', '.join(task.params.labels)}. Make them agree."
+                )
+        if source.label_separator is not None and not task.multi_label:
+            raise UserError(
+                f"ingest: {source.name} has a label_separator, but a row of {task.params.type} has one label. "
+                f"Remove it, or choose another task.type."
+            )
 
 
-def _mapped(path: Path, raw: RawTable, source: SourceParams, task: TaskType, key: str) -> dict[str, int]:
-    """The task's and the kept columns → where each stands in a raw row."""
-    wanted = {column: getattr(source, f"{column}_column") for column in task.columns}
-    wanted |= {column: column for column in source.keep_columns}
-    named = {f"{key}.{column}_column": wanted[column] for column in task.columns}
-    named |= {f"{key}.keep_columns": name for name in source.keep_columns if name not in raw.columns}
-    if source.id_column is not None:
-        named[f"{key}.id_column"] = source.id_column
+def _check_columns(
+    path: Path, found: Iterable[str], source: SourceParams, task: TaskType, key: str, *, optional: bool = False
+) -> None:
+    """Hold the columns that params name against those of the file.
+
+    optional: a record may lack what is renamed or kept, so that only the task's columns and the id must be there.
+
+    Raises
+        UserError  naming every column that is not there, with the nearest one that is.
+    """
+    found = list(found)
+    columns = list(_renamed(dict.fromkeys(found), source.rename_columns))
+    wanted = {f"{key}.{column}_column": getattr(source, f"{column}_column") for column in task.columns}
+    if source.ids is not None:
+        wanted[f"{key}.id_column"] = source.ids
+    named_by = [(place, name, columns) for place, name in wanted.items()]
+    if not optional:
+        named_by += [(f"{key}.keep_columns", name, columns) for name in source.keep_columns]
+        named_by += [(f"{key}.rename_columns", name, found) for name in source.rename_columns]
     faults = []
-    for place, name in named.items():
-        if name not in raw.columns:
-            near = difflib.get_close_matches(name, raw.columns, n=1)
+    for place, name, known in named_by:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
             faults.append(f"no column {name!r} ({place})." + (f" Did you mean {near[0]!r}?" if near else ""))
+    if len(columns) < len(found):
+        faults.append(f"two columns of one name after the renaming ({key}.rename_columns).")
     if faults:
-        raise UserError(f"{path}: {' '.join(faults)} Columns found: {', '.join(raw.columns)}.")
-    return {column: raw.columns.index(name) for column, name in wanted.items()}
+        raise UserError(f"{path}: {' '.join(faults)} Columns found: {named(found)}.")
 
 
-def _text(value: Any, place: str, column: str) -> str | None:
+def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> Mapping[str, Any]:
+    return {names.get(name, name): value for name, value in values.items()} if names else values
+
+
+def _text(value: Any, column: str) -> str | None:
+    """A value as the text that it is in the file.
+
+    Raises
+        _Fault  for a value that is no text and no number.
+    """
     if value is None or isinstance(value, str):
-        text = value
-    elif isinstance(value, bool):
-        text = "true" if value else "false"
-    elif isinstance(value, list | dict | bytes):
-        raise UserError(f"{place}: {column} holds a {type(value).__name__}, expected text or a number.")
-    else:
-        text = str(value)
-    if text is not None and "\0" in text:
-        raise UserError(f"{place}: {column} holds a NUL character. Remove it.")
-    return text
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | dict | bytes):
+        raise _Fault(WRONG_TYPE, f"{column} holds a {type(value).__name__}, expected text or a number")
+    return str(value)
 
 
-def _binned(value: str, bins: list[LabelBin], place: str, column: str) -> str | None:
+def _binned(value: str, bins: list[LabelBin], column: str) -> str | None:
     try:
         number = float(value)
     except ValueError:
-        raise UserError(f"{place}: {column} holds {_short(value)}, expected a number for label_bins.") from None
+        detail = f"{column} holds {shown(value)}, expected a number for label_bins"
+        raise _Fault(NO_NUMBER, detail) from None
     return next((found.label for found in bins if found.low <= number <= found.high), None)
-
-
-def _row_ids(path: Path, raw: RawTable, source: SourceParams) -> Iterator[str]:
-    """`SOURCE:ID` where params name an id column, else a hash of source and record, with an ordinal among equals."""
-    if source.id_column is not None:
-        index = raw.columns.index(source.id_column)
-        first: dict[str, int] = {}
-        doubled = []
-        for line, row in zip(raw.lines, raw.rows, strict=True):
-            found = _text(row[index], f"{path}:{line}", source.id_column)
-            if not found:
-                raise UserError(f"{path}:{line}: {source.id_column} is empty, expected an id in every row.")
-            if found in first:
-                doubled.append(f"{_short(found)} in lines {first[found]} and {line}")
-            first.setdefault(found, line)
-        if doubled:
-            listed = "; ".join(doubled[:SHOWN]) + ("; …" if len(doubled) > SHOWN else "")
-            raise UserError(
-                f"{path}: {len(doubled)} rows repeat an id of column {source.id_column!r}: {listed}. "
-                f"Make the ids unique, or remove id_column: then rows are known by a hash of their content."
-            )
-        yield from (f"{source.name}:{_text(row[index], '', source.id_column)}" for row in raw.rows)
-        return
-    ordinals = Counter[str]()
-    for row in raw.rows:
-        record = {name: value for name, value in zip(raw.columns, row, strict=True) if value is not None}
-        content = json.dumps([source.name, record], sort_keys=True, ensure_ascii=False, default=str)
-        digest = hashlib.sha256(content.encode()).hexdigest()[:32]
-        yield f"{digest}-{ordinals[digest]}"
-        ordinals[digest] += 1
-
-
-def _account(
-    path: Path, source: SourceParams, raw: RawTable, rows: dict[str, list[Any]], task: TaskType
-) -> SourceReport:
-    """One source's share of the report, after a look at its labels.
-
-    Raises
-        UserError  for labels that the task does not have, with their counts and first rows.
-    """
-    counts = Counter(label for label in rows["label"] if label is not None)
-    unknown = [label for label in counts if label not in task.params.labels]
-    if unknown:
-        listed = ", ".join(f"{_short(label)} ({counts[label]} rows)" for label in unknown[:SHOWN])
-        strange = set(unknown)
-        places = [line for line, label in zip(rows["line"], rows["label"], strict=True) if label in strange]
-        lines = ", ".join(map(str, places[:SHOWN])) + (", …" if len(places) > SHOWN else "")
-        raise UserError(
-            f"{path}: column {source.label_column!r} holds {len(unknown)} labels that task.labels does not: {listed}"
-            f"{', …' if len(unknown) > SHOWN else ''}; lines {lines}. task.labels: {', '.join(task.params.labels)}. "
-            f"Add them there, or correct the file."
-        )
-    kept = len(rows["row_id"])
-    dropped = {"label_in_no_bin": len(raw.rows) - kept} if source.label_bins else {}
-    return SourceReport(
-        name=source.name,
-        license=source.license,
-        sha256=sha256_file(path),
-        rows=RowAccount(rows_in=len(raw.rows), rows_kept=kept, dropped=dropped),
-        label_counts={label: counts[label] for label in task.params.labels},
-        null_counts={column: rows[column].count(None) for column in (*task.columns, *source.keep_columns)},
-    )
-
-
-def _short(value: str) -> str:
-    return repr(value if len(value) <= 30 else value[:29] + "…")
 
 
 if __name__ == "__main__":

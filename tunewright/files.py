@@ -21,6 +21,7 @@ from tunewright.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 
 def fsync(path: Path) -> None:
@@ -145,6 +146,15 @@ def write_parquet(table: pa.Table, path: Path) -> None:
 
     with atomic_file(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
+
+
+@contextmanager
+def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """Yield a writer of record batches (each one a row group); the file is there in full, or not at all."""
+    import pyarrow.parquet as pq
+
+    with atomic_file(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        yield writer
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:

@@ -204,6 +204,10 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _peak_memory_mb() -> int:
+    """Of this process alone: on Linux ru_maxrss begins with that of the process that started it."""
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    own = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if own is None else own) // 1024

@@ -23,7 +23,9 @@ class TaskType(Protocol):
     params: Any
     """The section `task` of params.yaml, as the task type's own `TaskParams`."""
     columns: ClassVar[tuple[str, ...]]
-    """The columns that `ingest` must fill from each source, beside the row's id."""
+    """The columns that `ingest` must fill from each source, beside the row's id; the text first."""
+    multi_label: ClassVar[bool]
+    """Whether `label` holds the list of a row's labels, sorted as in `task.labels`, in place of the one label."""
 
     def encode(self, rows: pa.Table, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
         """Rows → model inputs, by a `tokenizers.Tokenizer`: `input_ids` (one list of token ids a row, unpadded),

@@ -2,43 +2,63 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from tunewright.errors import UserError
-from tunewright.sources import RawTable, Settings, decode, lines
+from tunewright.sources import BLOCK, CUT_OFF, INVALID_JSON, WRONG_TYPE, Line, Record, Rejected, Settings, lines
+
+KEYS_VARY = True
+FIRST = 100  # records that `columns` looks at
 
 
-def read(path: Path, settings: Settings) -> RawTable:
-    """Read a JSON Lines file. The columns are all keys that occur, in the order of their first use.
+def records(path: Path, settings: Settings, limit: int) -> Iterator[Record | Rejected]:
+    """Every object of a JSON Lines file."""
+    for line in lines(path, settings.encoding, limit):
+        if line.fault is not None:
+            yield Rejected(line.number, *line.fault, line.text)
+        elif line.text.strip():
+            yield _record(line)
+
+
+def columns(path: Path, settings: Settings) -> list[str]:
+    """The keys of the first records.
 
     Raises
-        UserError  with the line: text that is no JSON, a value that is no object, a half of a surrogate pair.
+        UserError  where the first record can't be read.
     """
-    starts: list[int] = []
-    records: list[dict[str, Any]] = []
-    columns: dict[str, None] = {}
-    for number, line in enumerate(lines(decode(path, settings.encoding)), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line, parse_int=str, parse_float=str, parse_constant=_no_constant)
-            if "\\u" in line:
-                json.dumps(record, ensure_ascii=False).encode()
-        except (ValueError, RecursionError) as error:
-            cut = " The line is cut off." if not line.endswith(("\n", "\r")) else ""
-            raise UserError(f"{path}:{number}: not valid JSON ({_reason(error)}).{cut} Mend or remove it.") from error
-        if not isinstance(record, dict):
-            raise UserError(f"{path}:{number}: found a JSON {type(record).__name__}, expected an object a line.")
-        columns.update(dict.fromkeys(record))
-        starts.append(number)
-        records.append(record)
-    return RawTable(list(columns), starts, [[record.get(column) for column in columns] for record in records])
+    keys: dict[str, None] = {}
+    for place, record in enumerate(itertools.islice(records(path, settings, BLOCK), FIRST)):
+        if isinstance(record, Record):
+            keys.update(dict.fromkeys(record.values))
+        elif place == 0:
+            raise UserError(f"{path}:{record.line}: {record.detail}.")
+    return list(keys)
+
+
+def _record(line: Line) -> Record | Rejected:
+    try:
+        record = _decoder.decode(line.text)
+        if "\\u" in line.text:
+            json.dumps(record, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        cut = not line.text.endswith(("\n", "\r"))
+        detail = f"not valid JSON ({_reason(error)}){'; the line is cut off' if cut else ''}"
+        return Rejected(line.number, CUT_OFF if cut else INVALID_JSON, detail, line.text)
+    if not isinstance(record, dict):
+        detail = f"found a JSON {type(record).__name__}, expected an object a line"
+        return Rejected(line.number, WRONG_TYPE, detail, line.text)
+    return Record(line.number, record)
 
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
+
+
+_decoder = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=_no_constant)
 
 
 def _reason(error: Exception) -> str:
@@ -46,12 +66,6 @@ def _reason(error: Exception) -> str:
         return f"{error.msg}, column {error.colno}"
     if isinstance(error, UnicodeEncodeError):
         return "half of a surrogate pair"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
     return str(error)
-
-
-def columns(path: Path, settings: Settings) -> list[str]:
-    """The keys of the first record."""
-    with path.open(encoding=settings.encoding) as stream:
-        first = next((line for line in stream if line.strip("\ufeff \r\n")), "{}")
-    record = json.loads(first.removeprefix("\ufeff"))
-    return list(record) if isinstance(record, dict) else []

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from tunewright.sources import RawTable, Settings
+from tunewright.sources import Record, Rejected, Settings
 from tunewright.sources import csv as comma_separated
 
 
-def read(path: Path, settings: Settings) -> RawTable:
-    """Read a tab-separated file. See `tunewright.sources.csv.read`."""
-    return comma_separated.read(path, settings, delimiter="\t")
+def records(path: Path, settings: Settings, limit: int) -> Iterator[Record | Rejected]:
+    """Every record of a tab-separated file. See `tunewright.sources.csv.records`."""
+    return comma_separated.records(path, settings, limit, delimiter="\t")
 
 
 def columns(path: Path, settings: Settings) -> list[str]:

@@ -1,0 +1,74 @@
+"""Text classification, any number of labels a row, also none: tags, emotions, the topics of a document.
+
+Metrics: micro-F1 and macro-F1 over the label set that params fix, of the labels whose probability is above one half
+(each label has its own sigmoid, and a logit above 0 is a probability above one half).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, Field
+
+from tunewright import params as params_module
+from tunewright.classification import classifier, classifier_head, distinct, padded, tokenized
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+
+class TaskParams(params_module.TaskParams):
+    """The section `task` of params.yaml for classification with several labels a row."""
+
+    type: Literal["multi_label_classification"]
+    labels: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=2), AfterValidator(distinct)]
+    """The label set, in the order of the model's outputs. Fixed here, not taken from the data."""
+
+
+class Task:
+    """See `tunewright.task.TaskType`."""
+
+    columns: ClassVar[tuple[str, ...]] = ("text", "label")
+    multi_label: ClassVar[bool] = True
+
+    def __init__(self, params: TaskParams) -> None:
+        self.params = params
+
+    def encode(self, rows: pa.Table, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
+        """Tokenize `text`; for each label of `task.labels` 1.0 where the row has it, else 0.0."""
+        encoded, lengths = tokenized(rows.column("text").to_pylist(), tokenizer, max_length)
+        found = [set(labels) for labels in rows.column("label").to_pylist()]
+        labels = [[float(label in row) for label in self.params.labels] for row in found]
+        return {"input_ids": encoded, "labels": labels, "tokens_before": lengths}
+
+    def load_model(self, folder: Path, settings: dict[str, Any]) -> Any:
+        """A sequence classifier with one sigmoid a label, whose outputs carry the real label names."""
+        return classifier(folder, self.params.labels, {"problem_type": "multi_label_classification", **settings})
+
+    def head_modules(self, model: Any) -> list[Any]:
+        """Everything that is no part of the pretrained body, and the body's pooler: it feeds only the head."""
+        return classifier_head(model)
+
+    def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Any]:
+        """Pad to the longest row of the batch; labels (B, L) are float32, as the binary cross-entropy wants them."""
+        import torch
+
+        labels = torch.tensor([list(row["labels"]) for row in rows], dtype=torch.float32)
+        return {**padded(rows, pad_token_id), "labels": labels}
+
+    def compute_metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Micro-F1 and macro-F1 from logits (N, L) and labels (N, L) of 0 and 1.
+
+        Micro: over all decisions together. Macro: the mean of each label's own F1, 0 for a label that is neither
+        there nor predicted.
+        """
+        from sklearn.metrics import f1_score
+
+        predicted = (logits > 0).astype(int)
+        actual = labels.astype(int)
+        return {
+            "micro_f1": float(f1_score(actual, predicted, average="micro", zero_division=0)),
+            "macro_f1": float(f1_score(actual, predicted, average="macro", zero_division=0)),
+        }
