@@ -20,7 +20,9 @@ from pydantic import BaseModel, Field, model_validator
 
 from tunewright.errors import UserError
 from tunewright.files import atomic_folder, read_parquet, write_parquet
+from tunewright.gates import Finding
 from tunewright.params import Section
+from tunewright.privacy import Guard, PrivacyParams, PrivacyReport
 from tunewright.report import Report, RowAccount
 from tunewright.stage import Dep, Out, Paths, run_stage
 from tunewright.task import TaskType
@@ -49,6 +51,7 @@ class SplitParams(Section):
 class PrepareParams(Section):
     """The section `prepare` of params.yaml."""
 
+    privacy: PrivacyParams
     split_seed: int = Field(ge=0)
     split: SplitParams
     conflicting_labels: Literal["drop", "fail"]
@@ -79,11 +82,21 @@ class PrepareReport(Report):
     """Of the distinct texts."""
     label_shares: dict[str, float]
     splits: dict[str, SplitReport]
+    privacy: PrivacyReport
+    findings: list[Finding]
 
 
 def run(paths: PreparePaths, params: PrepareParams, task: TaskType) -> PrepareReport:
     """Clean and split the ingested rows; the rows of a split keep their order."""
+    import pyarrow as pa
+
     table = read_parquet(paths.ingested)
+    guard = Guard(params.privacy)
+    kept = ["text", *(name for name in table.column_names if name not in ("row_id", "source", "line", "text", "label"))]
+    guarded = [guard.row(row["row_id"], {name: row[name] for name in kept}) for row in table.to_pylist()]
+    for name in kept:
+        place = table.column_names.index(name)
+        table = table.set_column(place, name, pa.array([row[name] for row in guarded], pa.string()))
     texts: list[str | None] = table.column("text").to_pylist()
     labels: list[str | None] = table.column("label").to_pylist()
 
@@ -116,14 +129,17 @@ def run(paths: PreparePaths, params: PrepareParams, task: TaskType) -> PrepareRe
         for split, rows in members.items():
             write_parquet(table.take(_indices(rows)), folder / f"{split}.parquet")
 
-    kept = [row for rows in members.values() for row in rows]
+    found = guard.report()
+    rows_kept = [row for rows in members.values() for row in rows]
     return PrepareReport(
-        rows=RowAccount(rows_in=table.num_rows, rows_kept=len(kept), dropped=dict(dropped)),
+        rows=RowAccount(rows_in=table.num_rows, rows_kept=len(rows_kept), dropped=dict(dropped)),
         distinct_texts=len(rows_of),
         conflicting_texts=len(conflicts),
         conflicting_text_rate=len(conflicts) / len(rows_of) if rows_of else 0.0,
-        label_shares=_described(kept, texts, labels, task).label_shares,
+        label_shares=_described(rows_kept, texts, labels, task).label_shares,
         splits={split: _described(rows, texts, labels, task) for split, rows in members.items()},
+        privacy=found,
+        findings=found.findings(),
     )
 
 

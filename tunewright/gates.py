@@ -72,7 +72,8 @@ def data_findings(limits: Any, reports: Mapping[str, Any]) -> list[Finding]:
                 expected=f"every label, its share at most {limits.max_label_share_gap} from the whole",
             )
         )
-    findings += [Finding.model_validate(measure) for measure in reports["audit_data"]["findings"]]
+    for stage in ("prepare", "audit_data"):
+        findings += [Finding.model_validate(found) for found in reports[stage].get("findings", [])]
     return findings
 
 
