@@ -5,13 +5,15 @@ Reads   paths.reports/{ingest,validate,prepare,audit_data,fetch_model,tokenize,f
 Writes  paths.report_page  HTML with its style and pictures inside: no script, nothing fetched from anywhere
 Report  paths.reports/report.json
 
-The page is made from stages/report.html.j2. Everything that comes from data or params is escaped.
+The page is made from stages/report.html.j2. Everything that comes from data or params is escaped, and of the texts
+that it quotes no personal value and no secret is shown, whatever the policies of `prepare.privacy`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +22,7 @@ from pydantic import Field
 from tunewright import charts
 from tunewright.files import read_json, read_parquet, write_text
 from tunewright.params import Section
+from tunewright.privacy import mask
 from tunewright.report import Report
 from tunewright.stage import Dep, Key, Out, Paths, run_stage
 from tunewright.task import TaskType
@@ -100,7 +103,7 @@ def run(
     """Write the page."""
     reports = {field.removesuffix("_report"): read_json(path) for field, path in paths if field.endswith("_report")}
     pictures = _pictures(reports, task.params.labels)
-    errors = _confident_errors(paths, params.max_examples)
+    errors = _confident_errors(paths, params.max_examples, partial(mask, params=split.privacy))
     set_params = {"seed": seed, "num_threads": num_threads}
     set_params |= _flat("prepare", split.model_dump()) | _flat("finetune", training.model_dump())
     page = _render(
@@ -161,8 +164,8 @@ def _pictures(reports: Mapping[str, Any], labels: list[str]) -> dict[str, str]:
     return pictures
 
 
-def _confident_errors(paths: ReportPaths, count: int) -> list[dict[str, Any]]:
-    """The rows of test that the model got wrong with the highest probability."""
+def _confident_errors(paths: ReportPaths, count: int, masked: Callable[[str], str]) -> list[dict[str, Any]]:
+    """The rows of test that the model got wrong with the highest probability, their texts and ids masked."""
     import pyarrow.compute as pc
 
     predictions = read_parquet(paths.predictions).filter(pc.field("split") == "test").to_pylist()
@@ -172,8 +175,8 @@ def _confident_errors(paths: ReportPaths, count: int) -> list[dict[str, Any]]:
     texts = dict(zip(test["row_id"], test["text"], strict=True))
     return [
         {
-            "row_id": row["row_id"],
-            "text": _cut(texts[row["row_id"]]),
+            "row_id": masked(row["row_id"]),
+            "text": _cut(masked(texts[row["row_id"]])),  # cut first, half a value would no longer be known as one
             "label": row["label"],
             "predicted": row["predicted"],
             "probability": row[f"probability_{row['predicted']}"],
