@@ -6,6 +6,8 @@ produced: reports, pages, plots, logs, Prefect's database, DVC's files, standard
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import sqlite3
 import subprocess
@@ -13,9 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.conftest import ROWS, Project, reviews
+from tunewright.privacy import KINDS
 
 # Official test numbers, and ranges kept for documentation. The secrets are made here, so that no scanner takes this
 # file for a leak.
@@ -54,14 +55,19 @@ def plant(project: Project, policy: str) -> None:
         # Great Expectations would quote what this finds.
         kwargs = {"column": "text", "regex": "write to", "mostly": 0.1}
         params["validate"]["expectations"] = [{"type": "expect_column_values_to_not_match_regex", "kwargs": kwargs}]
-        params["prepare"]["privacy"] |= {kind: policy for kind in CANARIES if kind != "badge"}
-        params["prepare"]["privacy"]["patterns"] = {"badge": {"regex": r"BDG-\d{6}", "policy": policy}}
+        set_policy(params, policy)
         params["audit_data"]["sensitive_features"] = ["author"]
         params["audit_data"]["reference_groups"] = {}
         params["evaluate"]["slice_columns"] = ["author"]
         params["report"]["max_examples"] = 1000
 
     project.edit(change)
+
+
+def set_policy(params: Any, policy: str) -> None:
+    """The same policy for every kind."""
+    params["prepare"]["privacy"].update(dict.fromkeys(KINDS, policy))
+    params["prepare"]["privacy"]["patterns"] = {"badge": {"regex": r"BDG-\d{6}", "policy": policy}}
 
 
 def texts(path: Path) -> Iterator[str]:
@@ -80,8 +86,6 @@ def texts(path: Path) -> Iterator[str]:
 
 def leaks(project: Project, done: subprocess.CompletedProcess[str], data: tuple[str, ...] = DATA) -> list[str]:
     """Every place outside the data where a canary stands."""
-    import hashlib
-
     files = {path: path.relative_to(project.root).as_posix() for path in project.root.rglob("*") if path.is_file()}
     # DVC's cache holds the data too, under the hash of their bytes.
     cached = {hashlib.md5(path.read_bytes()).hexdigest() for path, name in files.items() if name.startswith(data)}  # noqa: S324
@@ -107,62 +111,81 @@ def test_the_search_finds_what_there_is(project: Project) -> None:
     assert set(leaks(project, done)) == {f"found.db: {VALUES[0]}"}
 
 
-@pytest.mark.parametrize("policy", ["warn", "redact"])
-def test_a_whole_run_carries_no_value(project: Project, policy: str) -> None:
-    import pyarrow.parquet as pq
-
-    plant(project, policy)
-    done = project.tunewright("run")
-    assert leaks(project, done) == []
-
-    prepare = (project.root / "reports/prepare.json").read_text()
-    assert f'"policy": "{policy}"' in prepare
-    page = (project.root / "reports/report.html").read_text()
-    placeholders = {f"[{kind.upper()}_1]" for kind in CANARIES}
-    assert "write to [" in page  # some of the errors that are quoted hold a canary
-    assert '"[EMAIL_1]"' in (project.root / "reports/audit_data.json").read_text()
-    # The flow's own records were among what was searched.
-    assert list((project.root / ".tunewright").rglob("*.db")) and (project.root / ".tunewright/logs").is_dir()
-
-    rows = [row for split in SPLITS for row in _rows(project, split)]
-    texts = "\n".join(f"{row['text']} {row['author']}" for row in rows)
-    kept = [value for value in VALUES if value in texts]
-    if policy == "redact":
-        assert kept == [] and all(placeholder in texts for placeholder in placeholders)
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(project.root / "models/base/tokenizer.json"))
-        ids = [ids for split in SPLITS for ids in _ids(project, split)]
-        decoded = "".join("".join(tokenizer.decode(found).split()) for found in ids)
-        assert "writeto[email_1]for" in decoded
-        assert [value for value in VALUES if "".join(value.lower().split()) in decoded] == []
-    else:
-        assert kept == VALUES
-    assert pq.read_table(project.root / "data/ingested.parquet").num_rows > len(rows)
-
-
-def test_a_kind_that_must_not_be_there_closes_the_gate_and_is_told_by_row(project: Project) -> None:
-    plant(project, "fail")
-    done = project.tunewright("run", check=False)
-    assert done.returncode == 3, done.stdout + done.stderr
-    for kind in CANARIES:
-        own = "patterns." if kind == "badge" else ""
-        assert re.search(rf"prepare\.privacy\.{own}{kind}: found \d+ found in \d+ rows: movie_reviews:\d+", done.stdout)
-    assert leaks(project, done) == []
-    assert not (project.root / "data/tokens").exists()
-
-
-def test_a_message_that_quotes_a_row_is_masked(project: Project) -> None:
+def test_redacted_no_value_is_left_nor_was_one_told_when_a_row_was_bad(project: Project) -> None:
     plant(project, "redact")
     path = project.root / "data/raw/movie_reviews/movie_reviews.tsv"
-    lines = path.read_bytes().split(b"\r\n")
-    lines[3] = b"\t".join([lines[3].split(b"\t")[0], VALUES[0].encode(), *lines[3].split(b"\t")[2:]])
-    path.write_bytes(b"\r\n".join(lines))
-    done = project.tunewright("run", check=False)
-    assert done.returncode == 2
-    assert "movie_reviews.tsv:4" in done.stdout and "[EMAIL_1]" in done.stdout
-    assert leaks(project, done) == []
+    good = path.read_bytes()
+    fourth = good.split(b"\r\n")[3]
+    identity, _, text, author = fourth.split(b"\t")
+    path.write_bytes(good.replace(fourth, b"\t".join([identity, CANARIES["email"].encode(), text, author])))
+    bad = project.tunewright("run", check=False)
+    assert bad.returncode == 2
+    assert "movie_reviews.tsv:4" in bad.stdout and "[EMAIL_1]" in bad.stdout
     assert "[EMAIL_1]" in project.run_file("ingest").read_text()
+    assert leaks(project, bad) == []
+
+    path.write_bytes(good)
+    assert leaks(project, project.tunewright("run")) == []
+    check_what_is_shown(project, "redact")
+    texts = prepared(project)
+    assert [value for value in VALUES if value in texts] == []
+    assert [kind for kind in CANARIES if f"write to [{kind.upper()}_1] for more [EMAIL_" not in texts] == []
+    tokens = decoded(project)
+    assert "writeto" in tokens and [value for value in VALUES if "".join(value.lower().split()) in tokens] == []
+
+
+def test_what_must_not_be_there_closes_the_gate_and_what_warns_is_told_by_row(project: Project) -> None:
+    plant(project, "fail")
+    closed = project.tunewright("run", check=False)
+    assert closed.returncode == 3, closed.stdout + closed.stderr
+    for kind in CANARIES:
+        own = "patterns." if kind == "badge" else ""
+        found = rf"prepare\.privacy\.{own}{kind}: found \d+ found in \d+ rows: movie_reviews:\d+"
+        assert re.search(found, closed.stdout)
+    assert leaks(project, closed) == []
+    assert not (project.root / "data/tokens").exists()
+
+    project.edit(lambda params: set_policy(params, "warn"))
+    assert leaks(project, project.tunewright("run")) == []
+    check_what_is_shown(project, "warn")
+    texts = prepared(project)
+    assert [value for value in VALUES if value in texts] == VALUES
+
+
+def check_what_is_shown(project: Project, policy: str) -> None:
+    """Kinds, counts and placeholders are told, and what the flow itself keeps was searched."""
+    report = json.loads((project.root / "reports/prepare.json").read_text())
+    assert {kind: found["policy"] for kind, found in report["privacy"]["kinds"].items()} == dict.fromkeys(
+        [*KINDS, "badge"], policy
+    )
+    assert all(found["values"] >= 3 and found["row_ids"] for found in report["privacy"]["kinds"].values())
+    assert "write to [" in (project.root / "reports/report.html").read_text()  # among the errors that it quotes
+    for name in ("audit_data", "evaluate"):
+        assert '"[EMAIL_1]"' in (project.root / f"reports/{name}.json").read_text()
+    assert list((project.root / ".tunewright").rglob("*.db")) and (project.root / ".tunewright/logs").is_dir()
+
+
+def prepared(project: Project) -> str:
+    """Every prepared row, its text and its author."""
+    import pyarrow.parquet as pq
+
+    rows = [
+        row for split in SPLITS for row in pq.read_table(project.root / f"data/prepared/{split}.parquet").to_pylist()
+    ]
+    return "\n".join(f"{row['text']} {row['author']}" for row in rows)
+
+
+def decoded(project: Project) -> str:
+    """Every token of every row as text, without spaces."""
+    import pyarrow as pa
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(project.root / "models/base/tokenizer.json"))
+    found = []
+    for split in SPLITS:
+        with pa.ipc.open_stream(project.root / f"data/tokens/{split}.arrow") as stream:
+            found += [tokenizer.decode(ids) for ids in stream.read_all().column("input_ids").to_pylist()]
+    return "".join("".join(found).split())
 
 
 def test_a_traceback_that_quotes_a_row_is_masked(project: Project) -> None:
@@ -176,18 +199,3 @@ def test_a_traceback_that_quotes_a_row_is_masked(project: Project) -> None:
     assert done.returncode == 1 and "Traceback" in done.stderr
     assert "RuntimeError: can not take [EMAIL_1] of [BADGE_1]" in done.stderr
     assert "[EMAIL_1] of [BADGE_1]" in project.run_file("prepare").read_text()
-
-
-def _rows(project: Project, split: str) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    found: list[dict[str, Any]] = pq.read_table(project.root / f"data/prepared/{split}.parquet").to_pylist()
-    return found
-
-
-def _ids(project: Project, split: str) -> list[list[int]]:
-    import pyarrow as pa
-
-    with pa.ipc.open_stream(project.root / f"data/tokens/{split}.arrow") as stream:
-        found: list[list[int]] = stream.read_all().column("input_ids").to_pylist()
-    return found
