@@ -291,7 +291,8 @@ def run(paths: PreparePaths, params: PrepareParams, task: TaskType) -> PrepareRe
         equal = _leave_out_equal_texts(rows)
         near = _leave_out_near_duplicates(rows, spools["text"], params)
         with atomic_folder(paths.prepared) as folder:
-            row_ids = _write(file, folder, rows, spools, {*equal.rows(), *near.rows()})
+            named = _write(file, folder, rows, spools, {*equal.rows(), *near.rows()})
+        row_ids = {row: mask(row_id, params.privacy) for row, row_id in named.items()}
 
     return _report(params, rows, labels, equal, near, row_ids, changed, guard.report())
 
@@ -413,7 +414,7 @@ def _splits(
         expected = "an ISO date, as 2024-05-31" if isinstance(params.test_from, str) else "a number"
     if None in found:
         row = found.index(None)
-        value = "nothing" if values[row] is None else repr(mask(str(values[row])))
+        value = "nothing" if values[row] is None else repr(values[row])
         raise UserError(
             f"{path}: row {batch.column('row_id')[usable[row]].as_py()}: column {decides!r} "
             f"(prepare.{SPLIT_COLUMN[params.split_by]}) holds {value}; expected {expected}."

@@ -80,11 +80,7 @@ def data_findings(limits: Any, reports: Mapping[str, Any]) -> list[Finding]:
                 expected=f"every label, its share at most {limits.max_label_share_gap} from the whole",
             )
         )
-<<<<<<< HEAD
-    for stage in ("prepare", "audit_data"):
-=======
     for stage in DATA_STAGES:
->>>>>>> c2378c2 (Prepare streams: named normalisation, personal data, near duplicates, and splits by text, group, time or a given column)
         findings += [Finding.model_validate(found) for found in reports[stage].get("findings", [])]
     return findings
 
