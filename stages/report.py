@@ -1,6 +1,6 @@
 """One self-contained page on the tuned model, the verdict first. Made whether or not the gate will open.
 
-Reads   paths.reports/{ingest,validate,prepare,audit_data,fetch_model,tokenize,finetune,baseline,evaluate,verdict}.json
+Reads   paths.reports/STAGE.json of every stage before it but gate_data
         paths.predictions  and paths.prepared, for the texts of the most confident errors
 Writes  paths.report_page  HTML with its style and pictures inside: no script, nothing fetched from anywhere
 Report  paths.reports/report.json
@@ -37,6 +37,7 @@ SECTIONS = {
     "baseline": "Baseline",
     "rows": "Rows",
     "bias": "Bias in the data",
+    "drift": "Drift from the accepted data",
     "provenance": "Provenance",
 }
 SPLITS = ("train", "validation", "test")
@@ -71,6 +72,7 @@ class ReportPaths(Paths):
     validate_report: Dep
     prepare_report: Dep
     audit_data_report: Dep
+    drift_report: Dep
     fetch_model_report: Dep
     tokenize_report: Dep
     finetune_report: Dep
@@ -115,6 +117,7 @@ def run(
         reports=reports,
         findings=sorted(reports["verdict"]["findings"], key=lambda found: WORST_FIRST.index(found["verdict"])),
         pictures=pictures,
+        drifted=charts.moved_most(drift["parts"]) if (drift := reports["drift"]["comparison"]) else None,
         errors=errors,
         set_params=set_params,
         packages=_versions(),
@@ -161,7 +164,7 @@ def _pictures(reports: Mapping[str, Any], labels: list[str]) -> dict[str, str]:
     }
     if evaluate["slices"]:
         pictures["slices"] = charts.slices(evaluate["slices"], accuracy["value"])
-    return pictures
+    return pictures | charts.drift_pictures(reports["drift"])
 
 
 def _confident_errors(paths: ReportPaths, count: int, masked: Callable[[str], str]) -> list[dict[str, Any]]:
