@@ -20,6 +20,7 @@ from flows.console import console
 from tunewright.errors import EXIT_STOPPED, Unreachable, UserError
 
 RUN = "Run the recipe"
+DATA = "Your data"
 LOOK = "Look before you run"
 STAND = "Schedules, and a page to watch runs"
 
@@ -126,6 +127,19 @@ def _run(jobs: int, stage_timeout: float | None) -> None:
     if not told["stages"]:
         console.print(Text(state.message or "the flow failed", style="red"))
     raise typer.Exit(summary.failure(console, told["stages"]))
+
+
+@app.command(rich_help_panel=DATA)
+def accept(
+    revision: Annotated[
+        str | None, typer.Argument(metavar="[REV]", help="A branch, tag or commit; without one, the data as it stands.")
+    ] = None,
+) -> None:
+    """Make this data what the next data is compared with, for drift."""
+    from flows.accept import accept
+
+    with _told():
+        console.print(Text(accept(revision)))
 
 
 @app.command(rich_help_panel=LOOK)

@@ -78,6 +78,53 @@ def followers(nodes: list[Node], changed: Mapping[str, tuple[str, ...]]) -> dict
     return found
 
 
+def ancestors(nodes: list[Node], name: str) -> set[str]:
+    """The stages whose outputs that stage reads, directly or through others.
+
+    Raises
+        UserError  where no stage has that name.
+    """
+    upstreams = {node.name: node.upstreams for node in nodes}
+    if name not in upstreams:
+        raise UserError(f"dvc.yaml: no stage {name!r}.")
+    found: set[str] = set()
+    todo = list(upstreams[name])
+    while todo:
+        stage = todo.pop()
+        if stage not in found:
+            found.add(stage)
+            todo += upstreams[stage]
+    return found
+
+
+def read_at(path: Path, revision: str) -> str:
+    """The text of a file that git or DVC tracks, as it was in a revision, from the cache or else DVC's remote.
+
+    Raises
+        UserError  for a revision that git does not know, and for a file that it does not have or DVC can't find.
+    """
+    with _repo():  # that this is a project, and the imports' own faults
+        from dvc.api import read
+        from dvc.exceptions import DvcException, FileMissingError, PathMissingError
+        from dvc.scm import RevError
+
+        try:
+            text: str = read(path.as_posix(), rev=revision, encoding="utf-8")
+        except RevError as error:
+            raise UserError(
+                f"git knows no revision {revision!r}. `git log --oneline` and `git tag` list them."
+            ) from error
+        except (FileMissingError, PathMissingError) as error:
+            raise UserError(
+                f"{path} of {revision}: that revision has no such output, or it is neither in DVC's cache nor in a "
+                f"remote. Where another machine has it: `dvc push --run-cache` there, or "
+                f"`git checkout {revision}` and run."
+            ) from error
+        except DvcException as error:
+            raise UserError(f"{path} of {revision}: {_explained(error)}") from error
+    return text
+
+
 def _nodes(repo: Any) -> list[Node]:
     import networkx
 

@@ -30,6 +30,7 @@ from flows.graph import NEVER_RAN, Node, changes, plan
 from flows.processes import Groups, Stopped
 from tunewright.errors import UserError
 from tunewright.files import read_json, write_json
+from tunewright.privacy import mask
 from tunewright.stage import STATE, end_with_parent, run_file, sole
 
 RUN_FILE = STATE / "reproduce.json"
@@ -126,6 +127,7 @@ def _reproduce(node: Node, why: tuple[str, ...], run: Run) -> StageRun:
     with log_file.open("w", encoding="utf-8") as log:
 
         def on_line(line: str) -> None:
+            line = mask(line)  # a library's own warning can quote a row
             log.write(f"{line}\n")
             log.flush()
             console.output(node.name, line)

@@ -3,7 +3,8 @@
 Reads   paths.prepared    train.parquet
 Report  paths.reports/audit_data.json
 
-What no column allows to assess is a finding of its own, in plain sight, never a pass.
+What no column allows to assess is a finding of its own, in plain sight, never a pass. A group is called by its
+value, masked: no personal value and no secret stands in the report.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import difflib
 import math
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from itertools import chain, compress
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -21,8 +23,9 @@ from tunewright.errors import UserError
 from tunewright.files import read_parquet
 from tunewright.gates import Finding, Verdict
 from tunewright.params import Fraction, Section
+from tunewright.privacy import mask
 from tunewright.report import Report
-from tunewright.stage import Dep, Paths, run_stage
+from tunewright.stage import Dep, Key, Paths, run_stage
 from tunewright.statistics import newcombe_interval
 from tunewright.task import TaskType
 
@@ -118,7 +121,12 @@ class AuditDataReport(Report):
     findings: list[Finding]
 
 
-def run(paths: AuditDataPaths, params: AuditDataParams, task: TaskType) -> AuditDataReport:
+def run(
+    paths: AuditDataPaths,
+    params: AuditDataParams,
+    task: TaskType,
+    privacy: Annotated[Any, Key("prepare.privacy")],
+) -> AuditDataReport:
     """Measure, and judge each group by the limits of the section."""
     if params.favourable_label is not None and params.favourable_label not in task.params.labels:
         raise UserError(
@@ -128,9 +136,10 @@ def run(paths: AuditDataPaths, params: AuditDataParams, task: TaskType) -> Audit
     train = read_parquet(paths.prepared / "train.parquet")
     labels = train.column("label").to_pylist()
     counts = Counter(chain.from_iterable(labels) if task.multi_label else labels)
+    masked = partial(mask, params=privacy)
     # The measures of a group compare distributions over labels, of which a row has one.
     named = [] if task.multi_label else params.sensitive_features
-    features = {name: _feature(name, train, params, task, paths.prepared) for name in named}
+    features = {name: _feature(name, train, params, task, paths, masked) for name in named}
     findings = [finding for name, feature in features.items() for finding in _findings(name, feature, params)]
     if not features:
         findings.append(
@@ -151,7 +160,15 @@ def run(paths: AuditDataPaths, params: AuditDataParams, task: TaskType) -> Audit
     )
 
 
-def _feature(name: str, train: pa.Table, params: AuditDataParams, task: TaskType, where: Path) -> FeatureReport:
+def _feature(
+    name: str,
+    train: pa.Table,
+    params: AuditDataParams,
+    task: TaskType,
+    paths: AuditDataPaths,
+    masked: Callable[[str], str],
+) -> FeatureReport:
+    where = paths.prepared
     if name not in train.column_names:
         near = difflib.get_close_matches(name, train.column_names, n=1)
         raise UserError(
@@ -159,7 +176,7 @@ def _feature(name: str, train: pa.Table, params: AuditDataParams, task: TaskType
             + (f" Did you mean {near[0]!r}?" if near else "")
             + " Add it to ingest.sources[].keep_columns, or remove it here."
         )
-    values = train.column(name).to_pylist()
+    values = [value and masked(value) for value in train.column(name).to_pylist()]
     labels = train.column("label").to_pylist()
     lengths = [len(text) for text in train.column("text").to_pylist()]
     sizes = Counter(value for value in values if value is not None)
@@ -169,7 +186,9 @@ def _feature(name: str, train: pa.Table, params: AuditDataParams, task: TaskType
             f"{where}: column {name!r} (audit_data.sensitive_features) has {len(sizes)} values; "
             f"expected at most {MAX_GROUPS} groups. Bin it before ingest, or name another column."
         )
-    reference = params.reference_groups.get(name) or min(sizes, key=lambda group: (-sizes[group], group), default=None)
+    reference = masked(params.reference_groups.get(name, "")) or min(
+        sizes, key=lambda group: (-sizes[group], group), default=None
+    )
     if reference is not None and reference not in sizes:
         raise UserError(
             f"audit_data.reference_groups.{name}: no row of {where} has the group {reference!r}. "

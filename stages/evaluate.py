@@ -13,6 +13,8 @@ Intervals of a split come from one bootstrap over its rows, those of a slice's a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +24,7 @@ from tunewright.compute import predict, read_tokens, set_up
 from tunewright.errors import UserError
 from tunewright.files import atomic_folder, read_parquet, sha256_tree, write_parquet
 from tunewright.params import Section
+from tunewright.privacy import mask
 from tunewright.report import Report, RowAccount
 from tunewright.stage import Dep, Key, Out, Paths, run_stage
 from tunewright.statistics import (
@@ -124,6 +127,7 @@ def run(
     task: TaskType,
     seed: Annotated[int, Key("seed")],
     num_threads: Annotated[int, Key("num_threads")],
+    privacy: Annotated[Any, Key("prepare.privacy")],
 ) -> EvaluateReport:
     """Predict validation and test with the tuned model, and measure.
 
@@ -158,7 +162,7 @@ def run(
         model_sha256=sha256_tree(paths.tuned_model),
         splits=results,
         margin_over_baseline=paired["margin"],
-        slices=_slices(rows["test"], hits, params),
+        slices=_slices(rows["test"], hits, params, partial(mask, params=privacy)),
     )
 
 
@@ -244,7 +248,8 @@ def _class_result(confusion: np.ndarray, position: int) -> ClassResult:
     )
 
 
-def _slices(test: pa.Table, hits: np.ndarray, params: EvaluateParams) -> list[Slice]:
+def _slices(test: pa.Table, hits: np.ndarray, params: EvaluateParams, masked: Callable[[str], str]) -> list[Slice]:
+    """A slice for each range of lengths and each value of a column, which is masked: it is shown."""
     import numpy as np
 
     lengths = np.array([len(text) for text in test["text"].to_pylist()])
@@ -255,7 +260,8 @@ def _slices(test: pa.Table, hits: np.ndarray, params: EvaluateParams) -> list[Sl
     if ends:
         inside["text length", f"over {ends[-1]}"] = lengths > ends[-1]
     for column in params.slice_columns:
-        values = np.array(["(missing)" if value is None else str(value) for value in test[column].to_pylist()])
+        found = test[column].to_pylist()
+        values = np.array(["(missing)" if value is None else masked(str(value)) for value in found])
         inside |= {(column, value): values == value for value in sorted(set(values.tolist()))}
     return [
         _slice(column, name, hits[rows], params.confidence_level)

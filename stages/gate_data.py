@@ -1,6 +1,6 @@
 """Open the way to training, or say which rules keep it shut.
 
-Reads   paths.prepared       Parquet, one file a split; and the reports of ingest, validate, prepare, audit_data
+Reads   paths.prepared       Parquet, one file a split; and the reports of ingest, validate, prepare, audit_data, drift
 Writes  paths.data_passed    the SHA-256 of what was judged, only when the gate is open
 Report  paths.reports/gate_data.json
 """
@@ -11,8 +11,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from tunewright.files import read_json, sha256_tree
-from tunewright.gates import Finding, data_findings, open_gate
+from tunewright.files import sha256_tree
+from tunewright.gates import Finding, data_findings, data_reports, open_gate
 from tunewright.params import Fraction, Section
 from tunewright.report import Report
 from tunewright.stage import Dep, Out, Paths, run_stage
@@ -34,6 +34,7 @@ class GateDataPaths(Paths):
     validate_report: Dep
     prepare_report: Dep
     audit_data_report: Dep
+    drift_report: Dep
     data_passed: Out
 
 
@@ -50,13 +51,7 @@ def run(paths: GateDataPaths, params: GateDataParams) -> GateDataReport:
     Raises
         GateClosed  naming every rule that failed.
     """
-    reports = {
-        "ingest": read_json(paths.ingest_report),
-        "validate": read_json(paths.validate_report),
-        "prepare": read_json(paths.prepare_report),
-        "audit_data": read_json(paths.audit_data_report),
-    }
-    findings = data_findings(params, reports)
+    findings = data_findings(params, data_reports(paths))
     judged = {"prepared": sha256_tree(paths.prepared)}
     open_gate(paths.data_passed, findings, params.require_assessed, judged)
     return GateDataReport(findings=findings)

@@ -1,38 +1,93 @@
-"""Drop duplicates and texts with conflicting labels, and split by the hash of the text.
+"""Normalise, redact, drop duplicates near and exact and texts with conflicting labels, and split.
 
 Reads   paths.ingested    Parquet
-Writes  paths.prepared    train.parquet, validation.parquet, test.parquet, with the columns of paths.ingested
+Writes  paths.prepared    train.parquet, validation.parquet, test.parquet: the columns and the order of paths.ingested
 Report  paths.reports/prepare.json
 
-Where a row goes depends on its normalised text and on `split_seed` alone: a new row never moves an old one, and
-no text stands in two splits.
+The rows pass through in batches, twice: once to look at each text, and once to write what stays. Between the two only
+numbers are held, some 150 bytes a row; the texts as they will be written wait on the disk.
+
+Where a row goes depends on its own text, group, date or given split and on `split_seed`, never on another row: a new
+row moves no old one. It can only be left out, and of two rows that are alike the one in test stays, then the one in
+validation, then the one that came first.
 """
 
 from __future__ import annotations
 
+import bisect
+import difflib
 import hashlib
-import unicodedata
-from array import array
-from collections import Counter, defaultdict
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from tunewright.errors import UserError
-from tunewright.files import atomic_folder, read_parquet, write_parquet
+from tunewright.files import atomic_folder, open_parquet
+from tunewright.gates import Finding, Verdict
+from tunewright.near_duplicates import band_keys, banding, representatives
+from tunewright.normalise import Step, match_form, normalise
 from tunewright.params import Section
+from tunewright.privacy import Guard, PrivacyParams, PrivacyReport, mask
 from tunewright.report import Report, RowAccount
+from tunewright.spool import Spool
 from tunewright.stage import Dep, Out, Paths, run_stage
 from tunewright.task import TaskType
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import pyarrow as pa
 
+BATCH = 4096  # rows that are held as Python objects at once
+ROW_GROUP = 32_768  # rows of a split that are written at once
+SHOWN = 20  # rows that the report lists of each kind
+
+SPLITS = ("train", "validation", "test")
+SPLIT_COLUMN = {"group": "group_column", "time": "time_column", "given": "split_column"}
+# Why a row is left out; the place in this list is what is held of a row.
+REASONS = (
+    "kept",
+    "null_text",
+    "empty_text",
+    "null_label",
+    "unknown_label",
+    "conflicting_label",
+    "duplicate",
+    "duplicate_of_validation",
+    "duplicate_of_test",
+    "near_duplicate",
+    "near_duplicate_of_validation",
+    "near_duplicate_of_test",
+)
+CODE = {reason: code for code, reason in enumerate(REASONS)}
+
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+Column = Annotated[str, Field(min_length=1)]
+
+
+def _as_text(value: Any) -> Any:
+    """YAML reads an unquoted 2024-05-31 as a date."""
+    return value.isoformat() if isinstance(value, date) else value
+
+
+Moment = Annotated[float | str | None, BeforeValidator(_as_text)]
+
+
+def _distinct(steps: list[Step]) -> list[Step]:
+    if len(set(steps)) != len(steps):
+        raise ValueError("each step once")
+    return steps
 
 
 class SplitParams(Section):
-    """The expected share of the distinct texts in each split."""
+    """The expected share of the distinct texts, or of the groups, in each split."""
 
     train: Share
     validation: Share
@@ -49,9 +104,53 @@ class SplitParams(Section):
 class PrepareParams(Section):
     """The section `prepare` of params.yaml."""
 
+    normalise: Annotated[list[Step], AfterValidator(_distinct)]
+    privacy: PrivacyParams
+    conflicting_labels: Literal["drop", "fail"]
+    overlapping_splits: Literal["drop", "fail"]
+    near_duplicates: Literal["drop", "report", "fail", "off"]
+    near_duplicate_threshold: float = Field(ge=0.5, le=1.0)
+    split_by: Literal["text", "group", "time", "given"]
     split_seed: int = Field(ge=0)
     split: SplitParams
-    conflicting_labels: Literal["drop", "fail"]
+    group_column: Column | None
+    time_column: Column | None
+    validation_from: Moment
+    test_from: Moment
+    split_column: Column | None
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        needed = {
+            "text": {},
+            "group": {"group_column": self.group_column},
+            "time": {
+                "time_column": self.time_column,
+                "validation_from": self.validation_from,
+                "test_from": self.test_from,
+            },
+            "given": {"split_column": self.split_column},
+        }[self.split_by]
+        missing = [key for key, value in needed.items() if value is None]
+        if missing:
+            raise ValueError(f"a value for {', '.join(missing)}, because split_by is {self.split_by}")
+        if self.split_by == "time":
+            self.borders()
+        return self
+
+    def borders(self) -> tuple[float, float]:
+        """Where validation and test begin, as numbers on the axis of `time_column`."""
+        found = [_moment(value, isinstance(self.test_from, str)) for value in (self.validation_from, self.test_from)]
+        if found[0] is None or found[1] is None:
+            raise ValueError("validation_from and test_from to be two ISO dates, as 2024-05-31, or two numbers")
+        if found[0] >= found[1]:
+            raise ValueError("validation_from before test_from")
+        return found[0], found[1]
+
+    def column(self) -> str | None:
+        """The column that decides the split, where it is not the text."""
+        key = SPLIT_COLUMN.get(self.split_by)
+        return getattr(self, key) if key else None
 
 
 class PreparePaths(Paths):
@@ -66,97 +165,523 @@ class SplitReport(BaseModel):
 
     rows: int
     label_counts: dict[str, int]
+    """Rows with the label: a row of several labels counts for each."""
     label_shares: dict[str, float]
+    """Of the rows."""
     mean_characters: float
 
 
-class PrepareReport(Report):
-    """Rows dropped by reason, and the splits beside the whole."""
+class Pair(BaseModel):
+    """A row that is like one that was kept."""
 
+    row_id: str
+    kept: str
+    similarity: float
+
+
+class NearDuplicatesReport(BaseModel):
+    """Rows found to be near duplicates of a row that was kept."""
+
+    policy: str
+    threshold: float
+    rows: int
+    across_splits: int
+    """Of these: in another split than the row that was kept."""
+    other_label: int
+    """Of these: with another label than the row that was kept."""
+    pairs: list[Pair]
+    """The first SHOWN of them."""
+
+
+class PrepareReport(Report):
+    """Rows dropped by reason, and the splits beside the whole. It holds row ids and counts, no text."""
+
+    split_by: str
+    normalised: dict[str, int]
+    """Texts that each step altered."""
+    privacy: PrivacyReport
     distinct_texts: int
     conflicting_texts: int
     conflicting_text_rate: float
     """Of the distinct texts."""
+    conflicting_rows: list[list[str]]
+    """The row ids of each of the first SHOWN texts with several labels; of each text the first SHOWN."""
+    overlapping_rows: int
+    """Rows left out because another split holds the same text."""
+    overlaps: list[Pair]
+    """The first SHOWN of them."""
+    near_duplicates: NearDuplicatesReport
     label_shares: dict[str, float]
     splits: dict[str, SplitReport]
+    findings: list[Finding]
+
+
+class _Rows:
+    """What is held of every row: numbers, in arrays of one number a row."""
+
+    def __init__(self, rows: int, bands: int) -> None:
+        import numpy as np
+
+        self.reason = np.zeros(rows, np.int8)
+        self.split = np.zeros(rows, np.int8)
+        self.label = np.zeros(rows, np.int32)
+        self.characters = np.zeros(rows, np.int32)
+        self.digest = np.zeros((rows, 2), np.uint64)
+        self.keys = np.zeros((bands, rows), np.uint32)
+
+    def usable(self) -> npt.NDArray[np.int64]:
+        """The rows that nothing speaks against so far: those of test first, then validation, then train."""
+        import numpy as np
+
+        rows = np.flatnonzero(self.reason == CODE["kept"])
+        return rows[np.argsort(-self.split[rows], kind="stable")]
+
+    def drop(self, rows: npt.NDArray[np.int64], like: npt.NDArray[np.int64], reason: str) -> None:
+        """Leave out rows that are each like a row that is kept, which may stand in another split."""
+        import numpy as np
+
+        codes = np.array([CODE[reason], CODE[f"{reason}_of_validation"], CODE[f"{reason}_of_test"]], np.int8)
+        across = self.split[rows] != self.split[like]
+        self.reason[rows] = codes[np.where(across, self.split[like], 0)]
+
+
+class _Labels:
+    """The labels of the task, or sets of them, as numbers."""
+
+    def __init__(self, known: list[str]) -> None:
+        self.known = known
+        self._codes: dict[Any, int] = {label: code for code, label in enumerate(known)}
+        self._sets: list[tuple[str, ...]] = [(label,) for label in known]
+
+    def code(self, label: str | list[str]) -> int | None:
+        """The number of a row's label, or of its labels in any order; None for a label that the task has not."""
+        key = label if isinstance(label, str) else tuple(sorted(set(label)))
+        found = self._codes.get(key)
+        if found is None and isinstance(key, tuple) and set(key) <= set(self.known):
+            found = self._codes[key] = len(self._sets)
+            self._sets.append(key)
+        return found
+
+    def counts(self, codes: npt.NDArray[np.int32]) -> dict[str, int]:
+        """How many rows have each label of the task."""
+        import numpy as np
+
+        counted = Counter[str]()
+        for labels, count in zip(self._sets, np.bincount(codes, minlength=len(self._sets)).tolist(), strict=True):
+            counted.update(dict.fromkeys(labels, count))
+        return {label: counted[label] for label in self.known}
 
 
 def run(paths: PreparePaths, params: PrepareParams, task: TaskType) -> PrepareReport:
     """Clean and split the ingested rows; the rows of a split keep their order."""
-    table = read_parquet(paths.ingested)
-    texts: list[str | None] = table.column("text").to_pylist()
-    labels: list[str | None] = table.column("label").to_pylist()
+    labels, guard, changed = _Labels(task.params.labels), Guard(params.privacy), Counter[Step]()
+    bands = 0 if params.near_duplicates == "off" else banding(params.near_duplicate_threshold).bands
+    with open_parquet(paths.ingested) as file, ExitStack() as stack:
+        columns = _rewritten(file.schema_arrow, params, paths.ingested)
+        rows = _Rows(file.metadata.num_rows, bands)
+        spools = {name: stack.enter_context(Spool(paths.prepared.parent, len(rows.reason))) for name in columns}
+        for start, batch in _batches(file):
+            rewritten = _rewrite(batch, columns, params, guard, changed)
+            _look(batch, start, rewritten["text"], rows, labels, params, paths.ingested)
+            for name, values in rewritten.items():
+                spools[name].append(values)
 
-    dropped = Counter[str]()
-    rows_of: dict[str, list[int]] = defaultdict(list)
-    for row, (text, label) in enumerate(zip(texts, labels, strict=True)):
-        key = normalised(text or "")
-        if key and label is not None:
-            rows_of[key].append(row)
-        else:
-            dropped["null_text" if text is None else "null_label" if key else "empty_text"] += 1
+        if params.split_by == "given":
+            _check_given_splits(rows, params, paths.ingested)
+        equal = _leave_out_equal_texts(rows)
+        near = _leave_out_near_duplicates(rows, spools["text"], params)
+        with atomic_folder(paths.prepared) as folder:
+            named = _write(file, folder, rows, spools, {*equal.rows(), *near.rows()})
+        row_ids = {row: mask(row_id, params.privacy) for row, row_id in named.items()}
 
-    conflicts = {text: rows for text, rows in rows_of.items() if len({labels[row] for row in rows}) > 1}
-    if conflicts and params.conflicting_labels == "fail":
-        row_ids = table.column("row_id")
-        first = [", ".join(row_ids[row].as_py() for row in rows) for rows in list(conflicts.values())[:5]]
-        raise UserError(
-            f"{paths.ingested}: {len(conflicts)} texts have rows with different labels, such as the rows "
-            f"{'; '.join(first)}. Correct their labels, or set prepare.conflicting_labels to drop."
-        )
-    members: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
-    for text, rows in rows_of.items():
-        if text in conflicts:
-            dropped["conflicting_label"] += len(rows)
-        else:
-            dropped["duplicate"] += len(rows) - 1
-            members[split_of(text, params)].append(rows[0])
-
-    with atomic_folder(paths.prepared) as folder:
-        for split, rows in members.items():
-            write_parquet(table.take(_indices(rows)), folder / f"{split}.parquet")
-
-    kept = [row for rows in members.values() for row in rows]
-    return PrepareReport(
-        rows=RowAccount(rows_in=table.num_rows, rows_kept=len(kept), dropped=dict(dropped)),
-        distinct_texts=len(rows_of),
-        conflicting_texts=len(conflicts),
-        conflicting_text_rate=len(conflicts) / len(rows_of) if rows_of else 0.0,
-        label_shares=_described(kept, texts, labels, task).label_shares,
-        splits={split: _described(rows, texts, labels, task) for split, rows in members.items()},
-    )
+    return _report(params, rows, labels, equal, near, row_ids, changed, guard.report())
 
 
-def normalised(text: str) -> str:
-    """The form in which two texts count as the same: NFKC, casefold, each run of white space as one space."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+def _batches(file: Any) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The rows of a Parquet file a few at a time, each batch with the number of its first row."""
+    start = 0
+    for batch in file.iter_batches(BATCH):
+        yield start, batch
+        start += len(batch)
 
 
-def split_of(text: str, params: PrepareParams) -> str:
-    """The split of a normalised text: its seeded hash, as a number in [0, 1), against the cumulative shares."""
-    digest = hashlib.sha256(f"{params.split_seed}:{text}".encode()).digest()
-    point = int.from_bytes(digest[:8], "big") / 2**64
-    if point < params.split.train:
-        return "train"
-    return "validation" if point < params.split.train + params.split.validation else "test"
+def _rewritten(schema: pa.Schema, params: PrepareParams, path: Path) -> list[str]:
+    """The columns whose values prepare may change: the text, and every kept column that may hold personal data.
 
-
-def _indices(rows: list[int]) -> pa.Array:
-    """Row numbers as an Arrow array, from their buffer: `pa.array` of a list would import pandas, half a second."""
+    Raises
+        UserError  when the column that decides the split is missing.
+    """
     import pyarrow as pa
 
-    return pa.Array.from_buffers(pa.int64(), len(rows), [None, pa.py_buffer(array("q", rows))])
+    decides = params.column()
+    if decides is not None and decides not in schema.names:
+        near = difflib.get_close_matches(decides, schema.names, n=1)
+        raise UserError(
+            f"{path}: no column {decides!r} (prepare.{SPLIT_COLUMN[params.split_by]})."
+            + (f" Did you mean {near[0]!r}?" if near else "")
+            + " Add it to ingest.sources[].keep_columns, or name another."
+        )
+    apart = {"row_id", "source", "line", "text", "label", params.time_column, params.split_column}
+    return ["text", *(field.name for field in schema if pa.types.is_string(field.type) and field.name not in apart)]
 
 
-def _described(rows: list[int], texts: list[Any], labels: list[Any], task: TaskType) -> SplitReport:
-    counts = Counter(labels[row] for row in rows)
-    size = len(rows) or 1
-    return SplitReport(
-        rows=len(rows),
-        label_counts={label: counts[label] for label in task.params.labels},
-        label_shares={label: counts[label] / size for label in task.params.labels},
-        mean_characters=sum(len(texts[row]) for row in rows) / size,
+def _rewrite(
+    batch: pa.RecordBatch, columns: list[str], params: PrepareParams, guard: Guard, changed: Counter[Step]
+) -> dict[str, list[str | None]]:
+    """The columns as they will be written: the text normalised, and all without what privacy takes out."""
+    values: dict[str, list[str | None]] = {name: batch.column(name).to_pylist() for name in columns}
+    present = [row for row, text in enumerate(values["text"]) if text is not None]
+    normal = normalise([values["text"][row] or "" for row in present], params.normalise, changed)
+    for row, text in zip(present, normal, strict=True):
+        values["text"][row] = text
+    row_ids = batch.column("row_id").to_pylist()
+    if len(columns) == 1:
+        pairs = zip(row_ids, values["text"], strict=True)
+        return {"text": [text and guard.text(row_id, text) for row_id, text in pairs]}
+    for row, row_id in enumerate(row_ids):
+        for name, value in guard.row(row_id, {name: values[name][row] for name in columns}).items():
+            values[name][row] = value
+    return values
+
+
+def _look(
+    batch: pa.RecordBatch,
+    start: int,
+    texts: list[str | None],
+    rows: _Rows,
+    labels: _Labels,
+    params: PrepareParams,
+    path: Path,
+) -> None:
+    """Note of each row what will be needed: whether it can be used, its label and split, its text's digest and keys."""
+    import numpy as np
+
+    forms = [match_form(text or "") for text in texts]
+    usable = []
+    for row, (text, form, label) in enumerate(zip(texts, forms, batch.column("label").to_pylist(), strict=True)):
+        code = None if label is None else labels.code(label)
+        if not form:
+            rows.reason[start + row] = CODE["null_text" if text is None else "empty_text"]
+        elif code is None:
+            rows.reason[start + row] = CODE["null_label" if label is None else "unknown_label"]
+        else:
+            rows.label[start + row] = code
+            rows.characters[start + row] = len(text or "")
+            usable.append(row)
+    if not usable:
+        return
+    places = start + np.array(usable)
+    forms = [forms[row] for row in usable]
+    rows.digest[places] = _digests(forms, params.split_seed)
+    rows.split[places] = _splits(batch, usable, rows.digest[places, 0], params, path)
+    if len(rows.keys):
+        rows.keys[:, places] = band_keys(forms, banding(params.near_duplicate_threshold))
+
+
+def _digests(values: list[str], seed: int) -> npt.NDArray[np.uint64]:
+    """The first 16 bytes of each value's seeded SHA-256, as two numbers: (n, 2)."""
+    import numpy as np
+
+    found = b"".join(hashlib.sha256(f"{seed}:{value}".encode()).digest()[:16] for value in values)
+    return np.frombuffer(found, ">u8").reshape(-1, 2).astype(np.uint64)
+
+
+def _splits(
+    batch: pa.RecordBatch, usable: list[int], points: npt.NDArray[np.uint64], params: PrepareParams, path: Path
+) -> npt.NDArray[np.int8]:
+    """The split of each usable row of a batch, by the place of its hash, or by the column that params name."""
+    import numpy as np
+
+    decides = params.column()
+    if decides is None:
+        return _by_hash(points, params.split)
+    column = batch.column(decides).to_pylist()
+    values = [None if column[row] is None else str(column[row]) for row in usable]
+    if params.split_by == "group":
+        # A row without a group is related to none that we know of: its text alone decides, as if no group were named.
+        grouped = [row for row, value in enumerate(values) if value is not None]
+        points = points.copy()
+        points[grouped] = _digests([values[row] or "" for row in grouped], params.split_seed)[:, 0]
+        return _by_hash(points, params.split)
+    if params.split_by == "given":
+        codes = {split: code for code, split in enumerate(SPLITS)}
+        found = [None if value is None else codes.get(value) for value in values]
+        expected = f"one of {', '.join(SPLITS)}"
+    else:
+        borders = params.borders()
+        moments = [None if value is None else _moment(value, isinstance(params.test_from, str)) for value in values]
+        found = [None if moment is None else bisect.bisect_right(borders, moment) for moment in moments]
+        expected = "an ISO date, as 2024-05-31" if isinstance(params.test_from, str) else "a number"
+    if None in found:
+        row = found.index(None)
+        value = "nothing" if values[row] is None else repr(values[row])
+        raise UserError(
+            f"{path}: row {batch.column('row_id')[usable[row]].as_py()}: column {decides!r} "
+            f"(prepare.{SPLIT_COLUMN[params.split_by]}) holds {value}; expected {expected}."
+        )
+    return np.array(found, np.int8)
+
+
+def _by_hash(points: npt.NDArray[np.uint64], shares: SplitParams) -> npt.NDArray[np.int8]:
+    """Each seeded hash, as a number in [0, 1), against the cumulative shares."""
+    import numpy as np
+
+    borders = [shares.train, shares.train + shares.validation]
+    return np.searchsorted(borders, points.astype(np.float64) / 2**64, side="right").astype(np.int8)
+
+
+def _moment(value: float | str | None, is_date: bool) -> float | None:
+    """A number as it is, an ISO date as seconds since 1970 (in UTC where it names no zone); None for anything else."""
+    if not is_date:
+        try:
+            number = float(value) if value is not None else math.nan
+        except ValueError:
+            return None
+        return number if math.isfinite(number) else None
+    if not isinstance(value, str):
+        return None
+    try:
+        found = datetime.fromisoformat(value.strip())
+    except ValueError:
+        return None
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+
+
+@dataclass(frozen=True)
+class _EqualTexts:
+    """What was found of texts that are the same in their match form."""
+
+    distinct: int
+    conflicts: int
+    conflicting: list[list[int]]
+    overlaps: list[tuple[int, int]]
+    overlapping: int
+
+    def rows(self) -> set[int]:
+        return {row for rows in (*self.conflicting, *self.overlaps) for row in rows}
+
+
+def _leave_out_equal_texts(rows: _Rows) -> _EqualTexts:
+    """Leave out every row of a text that has several labels, and all but one row of any other text."""
+    import numpy as np
+
+    usable = rows.usable()
+    order = usable[np.lexsort((rows.digest[usable, 1], rows.digest[usable, 0]))]
+    first = np.ones(len(order), bool)
+    first[1:] = (rows.digest[order[1:]] != rows.digest[order[:-1]]).any(axis=1)
+    starts = np.flatnonzero(first)
+    text = first.cumsum() - 1  # the number of each row's text
+    leader = order[starts[text]]
+    conflict = np.zeros(len(starts), bool)
+    conflict[text[rows.label[order] != rows.label[leader]]] = True
+    rows.reason[order[conflict[text]]] = CODE["conflicting_label"]
+    again = ~first & ~conflict[text]
+    rows.drop(order[again], leader[again], "duplicate")
+
+    ends = np.append(starts[1:], len(order))
+    groups = [sorted(order[starts[number] : ends[number]].tolist()) for number in np.flatnonzero(conflict)]
+    across = np.flatnonzero(again & (rows.split[order] != rows.split[leader]))
+    across = across[np.argsort(order[across])]
+    return _EqualTexts(
+        distinct=len(starts),
+        conflicts=len(groups),
+        conflicting=[group[:SHOWN] for group in sorted(groups)[:SHOWN]],
+        overlaps=[(int(order[row]), int(leader[row])) for row in across[:SHOWN]],
+        overlapping=len(across),
     )
+
+
+@dataclass(frozen=True)
+class _NearDuplicates:
+    """What was found of texts that are nearly the same: the first of them, and how many."""
+
+    pairs: list[tuple[int, int, float]]
+    found: int
+    across: int
+    other_label: int
+
+    def rows(self) -> set[int]:
+        return {row for pair in self.pairs for row in pair[:2]}
+
+
+def _leave_out_near_duplicates(rows: _Rows, texts: Spool, params: PrepareParams) -> _NearDuplicates:
+    """Leave out rows that are nearly the same as one that is kept."""
+    import numpy as np
+
+    if params.near_duplicates == "off":
+        return _NearDuplicates([], 0, 0, 0)
+    usable = rows.usable()
+    found = representatives(
+        (band[usable] for band in rows.keys),
+        lambda place: match_form(texts.text(int(usable[place]))),
+        params.near_duplicate_threshold,
+    )
+    left_out = usable[np.fromiter(found, np.int64, len(found))]
+    kept = usable[np.fromiter((place for place, _ in found.values()), np.int64, len(found))]
+    similarity = np.fromiter((value for _, value in found.values()), np.float64, len(found))
+    if params.near_duplicates != "report":
+        rows.drop(left_out, kept, "near_duplicate")
+    first = np.argsort(left_out)[:SHOWN]
+    return _NearDuplicates(
+        pairs=list(zip(left_out[first].tolist(), kept[first].tolist(), similarity[first].tolist(), strict=True)),
+        found=len(found),
+        across=int((rows.split[left_out] != rows.split[kept]).sum()),
+        other_label=int((rows.label[left_out] != rows.label[kept]).sum()),
+    )
+
+
+def _check_given_splits(rows: _Rows, params: PrepareParams, path: Path) -> None:
+    found = set(rows.split[rows.usable()].tolist())
+    missing = [split for code, split in enumerate(SPLITS) if code not in found]
+    if missing:
+        raise UserError(
+            f"{path}: no row that can be used says {' or '.join(map(repr, missing))} in column "
+            f"{params.split_column!r} (prepare.split_column); expected rows of each of {', '.join(SPLITS)}."
+        )
+
+
+def _write(file: Any, folder: Path, rows: _Rows, spools: Mapping[str, Spool], named: set[int]) -> dict[int, str]:
+    """Write the kept rows of each split, and return the row ids of those that the report names."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = file.schema_arrow
+    row_ids: dict[int, str] = {}
+    waiting: list[list[pa.RecordBatch]] = [[] for _ in SPLITS]
+
+    def write(writer: Any, batches: list[pa.RecordBatch]) -> None:
+        writer.write_table(pa.Table.from_batches(batches, schema))
+        batches.clear()
+
+    with ExitStack() as stack:
+        files = [folder / f"{split}.parquet" for split in SPLITS]
+        writers = [stack.enter_context(pq.ParquetWriter(path, schema, compression="zstd")) for path in files]
+        for start, batch in _batches(file):
+            stop = start + len(batch)
+            row_ids |= {row: batch.column("row_id")[row - start].as_py() for row in named if start <= row < stop}
+            for name, spool in spools.items():
+                place = schema.get_field_index(name)
+                batch = batch.set_column(place, schema.field(place), spool.array(start, stop))
+            for code, (writer, batches) in enumerate(zip(writers, waiting, strict=True)):
+                wanted = (rows.reason[start:stop] == CODE["kept"]) & (rows.split[start:stop] == code)
+                batches.append(batch.filter(_arrow(wanted)))
+                if sum(map(len, batches)) >= ROW_GROUP:
+                    write(writer, batches)
+        for writer, batches in zip(writers, waiting, strict=True):
+            if any(map(len, batches)):
+                write(writer, batches)
+    return row_ids
+
+
+def _arrow(wanted: npt.NDArray[np.bool_]) -> pa.Array:
+    """A mask as Arrow has it, from its bits: `pa.array` would import pandas, half a second and 60 MB."""
+    import numpy as np
+    import pyarrow as pa
+
+    bits = pa.py_buffer(np.packbits(wanted, bitorder="little"))
+    return pa.Array.from_buffers(pa.bool_(), len(wanted), [None, bits])
+
+
+def _report(
+    params: PrepareParams,
+    rows: _Rows,
+    labels: _Labels,
+    equal: _EqualTexts,
+    near: _NearDuplicates,
+    row_ids: Mapping[int, str],
+    changed: Counter[Step],
+    privacy: PrivacyReport,
+) -> PrepareReport:
+    import numpy as np
+
+    counts = dict(zip(REASONS, np.bincount(rows.reason, minlength=len(REASONS)).tolist(), strict=True))
+    account = RowAccount(
+        rows_in=len(rows.reason),
+        rows_kept=counts.pop("kept"),
+        dropped={reason: count for reason, count in counts.items() if count},
+    )
+    kept = rows.reason == CODE["kept"]
+    return PrepareReport(
+        rows=account,
+        split_by=params.split_by,
+        normalised={step: changed[step] for step in params.normalise},
+        privacy=privacy,
+        distinct_texts=equal.distinct,
+        conflicting_texts=equal.conflicts,
+        conflicting_text_rate=equal.conflicts / equal.distinct if equal.distinct else 0.0,
+        conflicting_rows=[[row_ids[row] for row in group] for group in equal.conflicting],
+        overlapping_rows=equal.overlapping,
+        overlaps=[Pair(row_id=row_ids[row], kept=row_ids[leader], similarity=1.0) for row, leader in equal.overlaps],
+        near_duplicates=NearDuplicatesReport(
+            policy=params.near_duplicates,
+            threshold=params.near_duplicate_threshold,
+            rows=near.found,
+            across_splits=near.across,
+            other_label=near.other_label,
+            pairs=[
+                Pair(row_id=row_ids[row], kept=row_ids[leader], similarity=similarity)
+                for row, leader, similarity in near.pairs
+            ],
+        ),
+        label_shares=_described(kept, rows, labels).label_shares,
+        splits={split: _described(kept & (rows.split == code), rows, labels) for code, split in enumerate(SPLITS)},
+        findings=_findings(params, account, equal, near, privacy),
+    )
+
+
+def _described(chosen: npt.NDArray[np.bool_], rows: _Rows, labels: _Labels) -> SplitReport:
+    count = int(chosen.sum())
+    label_counts = labels.counts(rows.label[chosen])
+    return SplitReport(
+        rows=count,
+        label_counts=label_counts,
+        label_shares={label: found / (count or 1) for label, found in label_counts.items()},
+        mean_characters=int(rows.characters[chosen].sum()) / (count or 1),
+    )
+
+
+def _findings(
+    params: PrepareParams, account: RowAccount, equal: _EqualTexts, near: _NearDuplicates, privacy: PrivacyReport
+) -> list[Finding]:
+    """What each policy says of what was found: the gate judges by it, prepare goes on."""
+
+    def finding(key: str, policy: str, count: int, found: str) -> Finding:
+        verdict: Verdict = "pass"
+        if policy == "off":
+            verdict = "not_assessed"
+        elif count and policy in ("fail", "report"):
+            verdict = "fail" if policy == "fail" else "warn"
+        expected = {
+            "fail": "none",
+            "report": "none; it only warns",
+            "drop": "any number: they are left out",
+            "off": "a policy other than off",
+        }
+        return Finding(rule=f"prepare.{key}", verdict=verdict, found=found, expected=expected[policy])
+
+    conflicting = account.dropped.get("conflicting_label", 0)
+    looked = f"{near.found} rows at least {params.near_duplicate_threshold} similar to a row that is kept"
+    return [
+        finding(
+            "conflicting_labels",
+            params.conflicting_labels,
+            equal.conflicts,
+            f"{equal.conflicts} of {equal.distinct} texts with several labels, in {conflicting} rows",
+        ),
+        finding(
+            "overlapping_splits",
+            params.overlapping_splits,
+            equal.overlapping,
+            f"{equal.overlapping} rows whose text stands in another split too",
+        ),
+        finding(
+            "near_duplicates",
+            params.near_duplicates,
+            near.found,
+            "not looked for" if params.near_duplicates == "off" else f"{looked}, {near.across} of them across splits",
+        ),
+        *privacy.findings(),
+    ]
 
 
 if __name__ == "__main__":

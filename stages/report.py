@@ -1,17 +1,19 @@
 """One self-contained page on the tuned model, the verdict first. Made whether or not the gate will open.
 
-Reads   paths.reports/{ingest,validate,prepare,audit_data,fetch_model,tokenize,finetune,baseline,evaluate,verdict}.json
+Reads   paths.reports/STAGE.json of every stage before it but gate_data
         paths.predictions  and paths.prepared, for the texts of the most confident errors
 Writes  paths.report_page  HTML with its style and pictures inside: no script, nothing fetched from anywhere
 Report  paths.reports/report.json
 
-The page is made from stages/report.html.j2. Everything that comes from data or params is escaped.
+The page is made from stages/report.html.j2. Everything that comes from data or params is escaped, and of the texts
+that it quotes no personal value and no secret is shown, whatever the policies of `prepare.privacy`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +22,7 @@ from pydantic import Field
 from tunewright import charts
 from tunewright.files import read_json, read_parquet, write_text
 from tunewright.params import Section
+from tunewright.privacy import mask
 from tunewright.report import Report
 from tunewright.stage import Dep, Key, Out, Paths, run_stage
 from tunewright.task import TaskType
@@ -34,6 +37,7 @@ SECTIONS = {
     "baseline": "Baseline",
     "rows": "Rows",
     "bias": "Bias in the data",
+    "drift": "Drift from the accepted data",
     "provenance": "Provenance",
 }
 SPLITS = ("train", "validation", "test")
@@ -68,6 +72,7 @@ class ReportPaths(Paths):
     validate_report: Dep
     prepare_report: Dep
     audit_data_report: Dep
+    drift_report: Dep
     fetch_model_report: Dep
     tokenize_report: Dep
     finetune_report: Dep
@@ -100,7 +105,7 @@ def run(
     """Write the page."""
     reports = {field.removesuffix("_report"): read_json(path) for field, path in paths if field.endswith("_report")}
     pictures = _pictures(reports, task.params.labels)
-    errors = _confident_errors(paths, params.max_examples)
+    errors = _confident_errors(paths, params.max_examples, partial(mask, params=split.privacy))
     set_params = {"seed": seed, "num_threads": num_threads}
     set_params |= _flat("prepare", split.model_dump()) | _flat("finetune", training.model_dump())
     page = _render(
@@ -112,6 +117,7 @@ def run(
         reports=reports,
         findings=sorted(reports["verdict"]["findings"], key=lambda found: WORST_FIRST.index(found["verdict"])),
         pictures=pictures,
+        drifted=charts.moved_most(drift["parts"]) if (drift := reports["drift"]["comparison"]) else None,
         errors=errors,
         set_params=set_params,
         packages=_versions(),
@@ -158,11 +164,11 @@ def _pictures(reports: Mapping[str, Any], labels: list[str]) -> dict[str, str]:
     }
     if evaluate["slices"]:
         pictures["slices"] = charts.slices(evaluate["slices"], accuracy["value"])
-    return pictures
+    return pictures | charts.drift_pictures(reports["drift"])
 
 
-def _confident_errors(paths: ReportPaths, count: int) -> list[dict[str, Any]]:
-    """The rows of test that the model got wrong with the highest probability."""
+def _confident_errors(paths: ReportPaths, count: int, masked: Callable[[str], str]) -> list[dict[str, Any]]:
+    """The rows of test that the model got wrong with the highest probability, their texts and ids masked."""
     import pyarrow.compute as pc
 
     predictions = read_parquet(paths.predictions).filter(pc.field("split") == "test").to_pylist()
@@ -172,8 +178,8 @@ def _confident_errors(paths: ReportPaths, count: int) -> list[dict[str, Any]]:
     texts = dict(zip(test["row_id"], test["text"], strict=True))
     return [
         {
-            "row_id": row["row_id"],
-            "text": _cut(texts[row["row_id"]]),
+            "row_id": masked(row["row_id"]),
+            "text": _cut(masked(texts[row["row_id"]])),  # cut first, half a value would no longer be known as one
             "label": row["label"],
             "predicted": row["predicted"],
             "probability": row[f"probability_{row['predicted']}"],

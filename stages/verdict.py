@@ -1,6 +1,6 @@
 """Every threshold of params.yaml against every report, in one verdict.
 
-Reads   paths.reports/{ingest,validate,prepare,audit_data,baseline,evaluate}.json
+Reads   paths.reports/{ingest,validate,prepare,audit_data,drift,baseline,evaluate}.json
 Report  paths.reports/verdict.json
 
 Judging never fails: what was found stays there to be looked at, whichever way it went. `gate_model` acts on it.
@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_args
 from pydantic import Field
 
 from tunewright.files import read_json
-from tunewright.gates import Finding, Verdict, closes, data_findings
+from tunewright.gates import Finding, Verdict, closes, data_findings, data_reports
 from tunewright.params import Fraction, Section
 from tunewright.report import Report
 from tunewright.stage import Dep, Key, Paths, run_stage
@@ -25,6 +25,7 @@ class VerdictPaths(Paths):
     validate_report: Dep
     prepare_report: Dep
     audit_data_report: Dep
+    drift_report: Dep
     baseline_report: Dep
     evaluate_report: Dep
 
@@ -53,14 +54,8 @@ class VerdictReport(Report):
 
 def run(paths: VerdictPaths, params: VerdictParams, limits: Annotated[Any, Key("gate_data")]) -> VerdictReport:
     """Hold the limits of `gate_data` and of `verdict` against what the stages found."""
-    reports = {
-        "ingest": read_json(paths.ingest_report),
-        "validate": read_json(paths.validate_report),
-        "prepare": read_json(paths.prepare_report),
-        "audit_data": read_json(paths.audit_data_report),
-    }
     baseline, evaluate = read_json(paths.baseline_report), read_json(paths.evaluate_report)
-    findings = [*data_findings(limits, reports), *_model_findings(params, baseline, evaluate)]
+    findings = [*data_findings(limits, data_reports(paths)), *_model_findings(params, baseline, evaluate)]
     counted = Counter(finding.verdict for finding in findings)
     return VerdictReport(
         open=not any(closes(finding, limits.require_assessed) for finding in findings),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
@@ -165,14 +166,19 @@ def token_lengths(edges: Sequence[int], counts: Sequence[int], max_length: int, 
         return _svg(axes, "Lengths in tokens", f"{truncation_rate:.2%} of the rows are longer than {max_length} tokens")
 
 
-def label_shares(shares: Mapping[str, Mapping[str, float]], labels: Sequence[str]) -> str:
+def label_shares(
+    shares: Mapping[str, Mapping[str, float]],
+    labels: Sequence[str],
+    title: str = "Label shares by split",
+    colours: Sequence[str] = SPLIT_COLOURS,
+) -> str:
     """The share of each label in each split: split → label → share."""
     height = 0.8 / len(shares)
     with _drawing(max(3.3, 0.62 * len(labels) + 1.3), grid="x") as axes:
         for place, (split, found) in enumerate(shares.items()):
             middles = [at - 0.4 + height * (place + 0.5) for at in range(len(labels))]
             values = [found[label] for label in labels]
-            colour = SPLIT_COLOURS[place % 3]
+            colour = colours[place % len(colours)]
             axes.barh(middles, values, height=height * 0.88, color=colour, label=split)
             for middle, value in zip(middles, values, strict=True):
                 axes.annotate(
@@ -186,7 +192,7 @@ def label_shares(shares: Mapping[str, Mapping[str, float]], labels: Sequence[str
             f"{split}: " + ", ".join(f"{label} {found[label]:.1%}" for label in labels)
             for split, found in shares.items()
         )
-        return _svg(axes, "Label shares by split", told)
+        return _svg(axes, title, told)
 
 
 def slices(found: Sequence[Mapping[str, Any]], overall: float) -> str:
@@ -226,6 +232,113 @@ def row_funnel(steps: Sequence[tuple[str, int]], splits: Sequence[tuple[str, int
         return _svg(axes, "Rows from raw to training", "; ".join(f"{name}: {rows} rows" for name, rows in steps))
 
 
+def drift_pictures(report: Mapping[str, Any]) -> dict[str, str]:
+    """All pictures of drift.json; none where nothing was accepted. Labels, lengths and words are drawn of the part (all
+    rows, or one source) that has moved most."""
+    comparison = report["comparison"]
+    if comparison is None:
+        return {}
+    part = moved_most(comparison["parts"])
+    pictures = {
+        "drift_measures": drift_measures(comparison["parts"], report["limits"]),
+        "drift_labels": drift_labels(part),
+        "drift_lengths": drift_lengths(part, comparison["length_edges"]),
+    }
+    return pictures | ({"drift_words": drift_words(part)} if part["words"] else {})
+
+
+def moved_most(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The part with the largest Jensen-Shannon divergence; all rows among equals."""
+    return max(parts, key=lambda part: max((shift["js"] for shift in part["shifts"].values() if shift), default=0.0))
+
+
+def drift_measures(parts: Sequence[Mapping[str, Any]], limits: Mapping[str, float]) -> str:
+    """How far each distribution of each part has moved from the accepted data, against the limits.
+
+    PSI on the left, Jensen-Shannon on the right. A bar beyond a limit is in the second colour and says which; where
+    chance alone can give as much, it says so.
+    """
+    found = {
+        f"{part['name']}: {name}": shift
+        for part in parts
+        for name, shift in part["shifts"].items()
+        if shift is not None
+    }
+    titles = {"psi": "population stability index", "js": "Jensen-Shannon, bits"}
+    with _drawing(0.42 * len(found) + 1.1, grid="x", panels=2) as panels:
+        for axes, (key, title) in zip(panels, titles.items(), strict=True):
+            warn, fail = limits[f"{key}_warn"], limits[f"{key}_fail"]
+            for at, shift in enumerate(found.values()):
+                value = shift[key]
+                beyond = value > warn and value > shift[f"{key}_by_chance"]
+                axes.barh(at, value, height=0.55, color=SECOND if beyond else FIRST)
+                word = "  fails" if value > fail else "  warns" if value > warn else ""
+                word = word if beyond or not word else "  chance"
+                # At the right end, where no line crosses it.
+                axes.text(1, at, f"{value:.3f}{word}", ha="right", va="center", transform=axes.get_yaxis_transform())
+            axes.axvline(warn, color=MUTED, linewidth=1, linestyle=(0, (3, 3)), label=f"warns beyond {warn:g}")
+            axes.axvline(fail, color=INK, linewidth=1.2, label=f"fails beyond {fail:g}")
+            _names_on_y(axes, list(found) if axes is panels[0] else [""] * len(found))
+            axes.set_xlim(0, 2 * max([fail, *(shift[key] for shift in found.values())]))
+            axes.set_xlabel(title)
+            _legend(axes, 1)
+        told = "; ".join(f"{name}: PSI {shift['psi']:.4f}, JS {shift['js']:.4f}" for name, shift in found.items())
+        return _svg(panels[0], "Drift from the accepted data", told)
+
+
+def drift_labels(part: Mapping[str, Any]) -> str:
+    """The share of each label, accepted and now."""
+    shares = part["label_shares"]
+    return label_shares(shares, list(shares["now"]), f"Label shares of {part['name']}", colours=(MUTED, FIRST))
+
+
+def drift_lengths(part: Mapping[str, Any], edges: Sequence[int]) -> str:
+    """Lengths in characters, accepted and now, over one another.
+
+    The bins are about half an octave each and drawn equally wide; the last one has no end.
+    """
+    shares = part["length_shares"]
+    filled = [at for at in range(len(edges)) if any(side[at] for side in shares.values())] or [0]
+    first, last = filled[0], filled[-1]
+    accepted, now = (list(shares[side][first : last + 1]) for side in ("accepted", "now"))
+    names = [*(f"{edge:,}" for edge in edges), "∞"][first : last + 2]
+    with _drawing(3.4) as axes:
+        axes.stairs(accepted, range(len(names)), fill=True, color=MUTED, alpha=0.45, linewidth=0, label="accepted")
+        axes.stairs(now, range(len(names)), color=FIRST, linewidth=2, label="now")
+        every = 1 + len(names) // 14
+        axes.set_xticks(range(0, len(names), every), names[::every])
+        axes.set_xlabel("characters a row")
+        axes.set_ylabel("share of rows")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+        axes.set_ylim(bottom=0)
+        _legend(axes, 2)
+        told = "; ".join(
+            f"from {name} characters: accepted {then:.1%}, now {after:.1%}"
+            for name, then, after in zip(names, accepted, now, strict=False)
+        )
+        return _svg(axes, f"Lengths of {part['name']}", told)
+
+
+def drift_words(part: Mapping[str, Any]) -> str:
+    """The words whose share of rows has moved most, from a ring (accepted) to a dot (now)."""
+    words = part["words"]
+    before, after = ([word[side] or 0.0 for word in words] for side in ("accepted", "now"))
+    rows = range(len(words))
+    with _drawing(0.3 * len(words) + 1.1, grid="x") as axes:
+        axes.hlines(rows, before, after, color=MUTED, linewidth=1.2)
+        axes.scatter(before, rows, s=30, facecolor="none", edgecolor=MUTED, linewidth=1.6, label="accepted", zorder=3)
+        axes.scatter(after, rows, s=30, color=FIRST, label="now", zorder=3)
+        _names_on_y(axes, [word["word"] for word in words])
+        _percent_on_x(axes)
+        axes.set_xlabel("share of the rows that hold the word")
+        _legend(axes, 2)
+        told = "; ".join(
+            f"{word['word']}: accepted {then:.1%}, now {now:.1%}"
+            for word, then, now in zip(words, before, after, strict=True)
+        )
+        return _svg(axes, f"Words of {part['name']} that moved most", told)
+
+
 def _interval(axes: Any, at: float, value: float, low: float, high: float, colour: str) -> None:
     axes.plot([low, high], [at, at], color=colour, linewidth=3, alpha=0.45, solid_capstyle="round")
     axes.plot([value], [at], color=colour, marker="o", markersize=7, linestyle="none")
@@ -253,13 +366,17 @@ def _legend(axes: Any, columns: int) -> None:
 
 
 @contextmanager
-def _drawing(height: float, grid: str = "y") -> Iterator[Any]:
-    """Axes of a new picture, `height` in inches. No pyplot: it would look for a window system."""
+def _drawing(height: float, grid: str = "y", panels: int = 1) -> Iterator[Any]:
+    """Axes of a new picture, `height` in inches; of several panels a list. No pyplot: it would look for a window
+    system."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(STYLE | {"axes.grid.axis": grid}):
-        yield Figure(figsize=(WIDTH, height), layout="constrained").add_subplot()
+    with mpl.rc_context(STYLE | {"axes.grid.axis": grid}), warnings.catch_warnings():
+        # Matplotlib's own font, which only measures here, lacks most scripts; the reader's browser has them.
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        yield figure.add_subplot() if panels == 1 else [figure.add_subplot(1, panels, at + 1) for at in range(panels)]
 
 
 def _svg(axes: Any, title: str, told: str) -> str:

@@ -157,8 +157,9 @@ def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
         yield writer
 
 
-def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read a Parquet file that a stage wrote.
+@contextmanager
+def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file that a stage wrote, to be read in batches.
 
     Raises
         UserError  when the file is missing or cut off, naming it.
@@ -167,10 +168,22 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
-        # Not pq.read_table: it imports pandas, half a second, and takes a folder called `label=x` for a column.
-        with pq.ParquetFile(path) as file:
-            return file.read(columns=columns)
+        # A buffer, so that a row group is read piece by piece and not as a whole.
+        file = pq.ParquetFile(path, buffer_size=1 << 20)
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found. Run the stage that writes it: `dvc repro`.") from error
     except pa.ArrowInvalid as error:
         raise UserError(f"{path}: not a readable Parquet file ({error}). Remove it and run `dvc repro`.") from error
+    with file:
+        yield file
+
+
+def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read a Parquet file that a stage wrote, as one table.
+
+    Raises
+        UserError  when the file is missing or cut off, naming it.
+    """
+    # Not pq.read_table: it imports pandas, half a second, and takes a folder called `label=x` for a column.
+    with open_parquet(path) as file:
+        return file.read(columns=columns)

@@ -19,6 +19,9 @@ from tunewright.files import read_json, write_json
 
 Verdict = Literal["pass", "warn", "fail", "insufficient", "not_assessed"]
 
+DATA_STAGES = ("ingest", "validate", "prepare", "audit_data", "drift")
+"""The stages whose reports say whether the data can be trained on."""
+
 
 class Finding(BaseModel):
     """One rule held against one measured value."""
@@ -37,8 +40,13 @@ def closes(finding: Finding, require_assessed: bool) -> bool:
     return finding.verdict == "fail" or (require_assessed and finding.verdict in ("insufficient", "not_assessed"))
 
 
+def data_reports(paths: Any) -> dict[str, Any]:
+    """The reports that `data_findings` judges, by stage: each field `STAGE_report` of a judging stage's paths."""
+    return {stage: read_json(getattr(paths, f"{stage}_report")) for stage in DATA_STAGES}
+
+
 def data_findings(limits: Any, reports: Mapping[str, Any]) -> list[Finding]:
-    """Hold the limits of the section `gate_data` against the reports of ingest, validate, prepare and audit_data."""
+    """Hold the limits of the section `gate_data` against the reports of DATA_STAGES, and add what these found."""
     findings = [
         Finding(
             rule=f"validate: {expectation['name']}",
@@ -72,7 +80,8 @@ def data_findings(limits: Any, reports: Mapping[str, Any]) -> list[Finding]:
                 expected=f"every label, its share at most {limits.max_label_share_gap} from the whole",
             )
         )
-    findings += [Finding.model_validate(measure) for measure in reports["audit_data"]["findings"]]
+    for stage in DATA_STAGES:
+        findings += [Finding.model_validate(found) for found in reports[stage].get("findings", [])]
     return findings
 
 

@@ -71,6 +71,8 @@ class PathsParams(Section):
     quarantine: ProjectPath
     data_docs: ProjectPath
     prepared: ProjectPath
+    drift_reference: ProjectPath = Field(description="the profile of the data last accepted; git tracks it")
+    drift_plots: ProjectPath
     data_passed: ProjectPath
     base_model: ProjectPath
     tokens: ProjectPath

@@ -11,7 +11,8 @@ type hints, and `run_stage` builds it from params.yaml:
     seed: Annotated[int, Key("seed")]                 one single key, of the top level or of another section
 
 Beside the result it leaves the run's own story in `.tunewright/runs/STAGE.json` (ignored by git, unknown to
-DVC): outcome, message, seconds, peak memory. Whoever started the stage reads that, never DVC's text.
+DVC): outcome, message, seconds, peak memory. Whoever started the stage reads that, never DVC's text. What a message
+or a traceback quotes of the data is masked: no personal value and no secret leaves the data files.
 """
 
 from __future__ import annotations
@@ -113,6 +114,7 @@ def run_stage(run: Callable[..., Report]) -> None:
     os.environ.update({name: os.environ.get(name, value) for name, value in (QUIET | SPIN).items()})
     # `python -m` knows this module as __main__; without its own name too, load_params would import a second copy.
     sys.modules[f"stages.{stage}"] = sys.modules["__main__"]
+    params: Params | None = None
     run_file(stage).unlink(missing_ok=True)  # a killed stage must not be taken for the run before it
     end_with_parent()
     # Both by name: a shell starts what it puts in the background with SIGINT ignored.
@@ -128,9 +130,9 @@ def run_stage(run: Callable[..., Report]) -> None:
             report.write(params.path(f"{stage}_report"))
             story["work_seconds"] = round(time.perf_counter() - work, 3)
     except UserError as error:
-        story.update(outcome=error.outcome, message=str(error))
+        story.update(outcome=error.outcome, message=_masked(str(error), params))
         status = error.exit_status
-        print(f"\n{stage}: {error}", file=sys.stderr)
+        print(f"\n{stage}: {story['message']}", file=sys.stderr)
     except KeyboardInterrupt:
         story.update(outcome="stopped", message="stopped by a signal")
         status = EXIT_STOPPED
@@ -141,8 +143,8 @@ def run_stage(run: Callable[..., Report]) -> None:
             story.update(outcome="out_of_memory", message=f"out of memory; {hint}")
             print(f"\n{stage}: {story['message']}", file=sys.stderr)
         else:
-            story.update(outcome="crash", message=f"{type(error).__name__}: {error}")
-            traceback.print_exc()
+            story.update(outcome="crash", message=_masked(f"{type(error).__name__}: {error}", params))
+            print(_masked(traceback.format_exc(), params), end="", file=sys.stderr)
     story.update(process_seconds=round(time.perf_counter() - started, 3), peak_memory_mb=_peak_memory_mb())
     write_json(run_file(stage), story)
     sys.stdout.flush()
@@ -192,6 +194,16 @@ def end_with_parent() -> None:
             time.sleep(0.5)
 
     threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
+
+
+def _masked(text: str, params: Params | None) -> str:
+    """The text without personal data and secrets, those of the user's own patterns too.
+
+    Imported here, and no dep of the stages in dvc.yaml: it shapes what is said of a failure, never an output.
+    """
+    from tunewright.privacy import mask
+
+    return mask(text, getattr(getattr(params, "prepare", None), "privacy", None))
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -7,7 +7,7 @@ statistic of 2,000 resamples is one matrix product, and one draw serves all stat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
@@ -82,6 +82,61 @@ def newcombe_interval(
         difference - math.hypot(rate_a - low_a, high_d - rate_d),
         difference + math.hypot(high_a - rate_a, rate_d - low_d),
     )
+
+
+def population_stability_index(accepted: Sequence[int], now: Sequence[int]) -> float:
+    """PSI = Σ (p − q) ln(p / q) of two histograms over the same bins: 0 where they agree, without an upper end.
+
+    accepted, now: rows by bin, at least one row each. Bins that are empty in both do not count.
+
+    Smoothing: half a row a bin, as Jeffreys' prior has it, but spread over the bins as the mean of both histograms is:
+    an empty bin makes no infinity, and histograms of one shape have a PSI of 0 however different their sizes.
+
+    Source: S. Kullback, R. A. Leibler, On information and sufficiency (1951), their symmetric J; as a measure of
+    drift, with its customary limits 0.1 and 0.25: N. Siddiqi, Credit risk scorecards (2006).
+    """
+    weight = 0.5 * sum(1 for a, b in zip(accepted, now, strict=True) if a or b)
+    size_a, size_b = sum(accepted), sum(now)
+    total = 0.0
+    for a, b in zip(accepted, now, strict=True):
+        if a or b:
+            prior = weight * (a / size_a + b / size_b) / 2
+            p, q = (a + prior) / (size_a + weight), (b + prior) / (size_b + weight)
+            total += (p - q) * math.log(p / q)
+    return total
+
+
+def psi_by_chance(accepted: Sequence[int], now: Sequence[int], level: float) -> float:
+    """The PSI that two samples of these sizes from one population stay below with the probability `level`.
+
+    PSI / (1/n + 1/m) is about χ² with (bins − 1) degrees of freedom, whose quantile is taken by Wilson and Hilferty's
+    cube (1931). The Jensen-Shannon divergence by chance is this over 8 ln 2: both are the same to the second order.
+
+    Source: B. Yurdakul, J. Naranjo, Statistical properties of the population stability index, Journal of Risk Model
+    Validation 14 (2020).
+    """
+    freedom = sum(1 for a, b in zip(accepted, now, strict=True) if a or b) - 1
+    if freedom < 1:
+        return 0.0
+    spread = 2 / (9 * freedom)
+    chi_squared = freedom * (1 - spread + NormalDist().inv_cdf(level) * math.sqrt(spread)) ** 3
+    return chi_squared * (1 / sum(accepted) + 1 / sum(now))
+
+
+def jensen_shannon_divergence(accepted: Sequence[int], now: Sequence[int]) -> float:
+    """JS = ½ Σ p log₂(p / m) + ½ Σ q log₂(q / m), m = (p + q) / 2, in bits: 0 where they agree, 1 where nothing is
+    shared. It takes no smoothing, because m is 0 only where both are.
+
+    accepted, now: rows by bin, at least one row each.
+
+    Source: J. Lin, Divergence measures based on the Shannon entropy, IEEE Transactions on Information Theory 37 (1991).
+    """
+    size_a, size_b = sum(accepted), sum(now)
+    total = 0.0
+    for a, b in zip(accepted, now, strict=True):
+        p, q = a / size_a, b / size_b
+        total += sum(share * math.log2(2 * share / (p + q)) for share in (p, q) if share)
+    return max(total / 2, 0.0)
 
 
 def mean(values: np.ndarray) -> Statistic:

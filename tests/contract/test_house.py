@@ -42,6 +42,7 @@ ELSEWHERE = {
     "pytest tests/contract": ".ci/run",
     "dvc repro": "tests/integration/test_pipeline.py",
     "tunewright run": "tests/integration/test_flow.py",
+    "tunewright accept": "tests/integration/test_drift.py",
     "tunewright run --jobs 1": "tests/integration/test_flow.py",
 }
 

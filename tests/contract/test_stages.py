@@ -39,6 +39,8 @@ LOADED_BY_NAME = {
     ),  # the task's Section class: a stage that has a task names its file
     ("tunewright/task.py", "tunewright.task_types."),
 }
+# Imported where a stage has failed: it shapes what is said of that, never an output.
+FOR_MESSAGES = {("tunewright/stage.py", "tunewright/privacy.py")}
 # They check what comes in or draw the page, which is left out of the promise of the same bytes.
 NO_SHAPE = {"jinja2", "matplotlib", "psutil", "pydantic", "ruamel"}
 OURS = ("benchmarks", "flows", "stages", "tunewright")
@@ -212,7 +214,8 @@ def imports(file: str) -> tuple[frozenset[str], frozenset[str]]:
         for name in dotted:
             found = file_of(name)
             if found is not None:
-                ours.add(found)
+                if (file, found) not in FOR_MESSAGES:
+                    ours.add(found)
             elif name.partition(".")[0] not in OURS:
                 others.add(name.partition(".")[0])
     return frozenset(ours), frozenset(others)

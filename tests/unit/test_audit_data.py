@@ -42,7 +42,8 @@ def audit(
     (folder / "prepared").mkdir(exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "prepared" / "train.parquet")
     task = Task(TaskParams(type="text_classification", labels=list(labels)))
-    return run(AuditDataPaths(prepared=folder / "prepared"), AuditDataParams.model_validate(BASE | changes), task)
+    params = AuditDataParams.model_validate(BASE | changes)
+    return run(AuditDataPaths(prepared=folder / "prepared"), params, task, privacy=None)
 
 
 def test_nothing_named_is_not_assessed_in_plain_sight(tmp_path: Path) -> None:

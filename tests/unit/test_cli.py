@@ -21,9 +21,15 @@ REPOSITORY = Path(__file__).parents[2]
 def test_help_groups_the_commands_by_what_a_user_wants() -> None:
     shown = CliRunner().invoke(app, ["--help"]).output
     groups = re.findall(r"╭─ (.+?) ─", shown)
-    assert groups == ["Options", "Run the recipe", "Look before you run", "Schedules, and a page to watch runs"]
-    assert re.findall(r"^│ (run|why|check|serve|deploy) ", shown, re.MULTILINE) == [
-        "run", "why", "check", "serve", "deploy",
+    assert groups == [
+        "Options",
+        "Run the recipe",
+        "Your data",
+        "Look before you run",
+        "Schedules, and a page to watch runs",
+    ]
+    assert re.findall(r"^│ (run|accept|why|check|serve|deploy) ", shown, re.MULTILINE) == [
+        "run", "accept", "why", "check", "serve", "deploy",
     ]  # fmt: skip
 
 

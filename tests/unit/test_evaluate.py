@@ -116,7 +116,7 @@ def paths(tmp_path: Path, save_model: Callable[..., None]) -> EvaluatePaths:
 
 
 def measure(paths: EvaluatePaths, **changes: Any) -> EvaluateReport:
-    return run(paths, PARAMS.model_copy(update=changes), TASK, seed=0, num_threads=1)
+    return run(paths, PARAMS.model_copy(update=changes), TASK, seed=0, num_threads=1, privacy=None)
 
 
 def test_metrics_by_hand(paths: EvaluatePaths) -> None:

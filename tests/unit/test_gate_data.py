@@ -28,6 +28,7 @@ def judge(folder: Path, require_assessed: bool = False, **changes: Any) -> GateD
             "splits": {"test": changes.get("split", SPLIT)},
         },
         "audit_data": {"findings": [assessed]},
+        "drift": {"findings": [{**assessed, "rule": "drift.x"}]},
     }
     for stage, report in reports.items():
         (folder / f"{stage}.json").write_text(json.dumps(report))
@@ -45,7 +46,7 @@ def judge(folder: Path, require_assessed: bool = False, **changes: Any) -> GateD
 def test_the_pass_file_holds_what_was_judged(tmp_path: Path) -> None:
     report = judge(tmp_path)
     assert report.open
-    assert [finding.verdict for finding in report.findings] == ["pass", "pass", "pass", "pass"]
+    assert [finding.verdict for finding in report.findings] == ["pass"] * 5
     assert json.loads((tmp_path / "data.passed").read_text()) == {"prepared": sha256_tree(tmp_path / "prepared")}
 
 
@@ -55,11 +56,11 @@ def test_every_failed_rule_is_named_and_an_old_pass_file_goes(tmp_path: Path) ->
     with pytest.raises(GateClosed) as caught:
         judge(tmp_path, success=False, kept=79, split=split, verdict="fail")
     message = str(caught.value)
-    assert "closed by 4 rules" in message
+    assert "closed by 5 rules" in message
     assert "validate: rows: found 100; expected at least 1" in message
     assert "found 21 of 100 raw rows dropped (0.2100); expected at most 0.2" in message
     assert "found test: no row of neg" in message
-    assert "audit_data.x" in message
+    assert "audit_data.x" in message and "drift.x" in message
     assert caught.value.exit_status == 3
     assert not (tmp_path / "data.passed").exists()
 
@@ -87,6 +88,7 @@ def test_a_missing_report_is_named(tmp_path: Path) -> None:
         validate_report=tmp_path / "validate.json",
         prepare_report=tmp_path / "prepare.json",
         audit_data_report=tmp_path / "audit_data.json",
+        drift_report=tmp_path / "drift.json",
     )
     limits = GateDataParams(max_dropped_fraction=0.2, max_label_share_gap=0.05, require_assessed=False)
     with pytest.raises(UserError, match=r"none\.json: not found"):

@@ -11,6 +11,7 @@ import pytest
 
 from stages.audit_data import AuditDataReport
 from stages.baseline import BaselineReport
+from stages.drift import DriftReport
 from stages.evaluate import EvaluateReport
 from stages.fetch_model import FetchModelReport
 from stages.finetune import FinetuneParams, FinetuneReport
@@ -21,6 +22,7 @@ from stages.tokenize import TokenizeReport
 from stages.validate import ValidateReport
 from stages.verdict import VerdictReport
 from tunewright import charts
+from tunewright.drift import LENGTH_EDGES, Profile
 from tunewright.files import write_parquet
 from tunewright.params import load_params
 from tunewright.task_types.text_classification import Task, TaskParams
@@ -37,8 +39,43 @@ def finding(rule: str, verdict: str, found: str = "found so", expected: str = "e
     return {"rule": rule, "verdict": verdict, "found": found, "expected": expected}
 
 
-def reports(labels: list[str], findings: list[dict[str, str]], gate_open: bool = True) -> dict[str, Any]:
-    """Ten reports of one run: 1,000 raw rows, 900 ingested, 850 prepared."""
+def drifted(labels: list[str]) -> dict[str, Any]:
+    """A comparison in which one label is new, texts have grown shorter and a word has vanished."""
+    low, high = labels
+    lengths = [0.0] * len(LENGTH_EDGES)
+    part = {
+        "name": "all rows",
+        "against": "all accepted rows",
+        "rows": {"accepted": 1000, "now": 850},
+        "label_shares": {"accepted": {low: 1.0, high: 0.0}, "now": {low: 0.52, high: 0.48}},
+        "length_shares": {
+            "accepted": [*lengths[:9], 0.75, 0.25, *lengths[11:]],
+            "now": [*lengths[:7], 1.0, *lengths[8:]],
+        },
+        "words": [
+            {"word": "<b>film", "accepted": 0.2, "now": 0.353},
+            {"word": "电影", "accepted": 0.1, "now": None},
+        ],
+        "shifts": {
+            "label shares": {"psi": 3.1, "psi_by_chance": 0.01, "js": 0.31, "js_by_chance": 0.002},
+            "lengths": {"psi": 0.2, "psi_by_chance": 0.02, "js": 0.03, "js_by_chance": 0.004},
+            "vocabulary": None,
+        },
+    }
+    return {
+        "new_labels": [high],
+        "vanished_labels": [],
+        "new_sources": [],
+        "vanished_sources": ["old"],
+        "length_edges": list(LENGTH_EDGES),
+        "parts": [part],
+    }
+
+
+def reports(
+    labels: list[str], findings: list[dict[str, str]], gate_open: bool = True, accepted: bool = True
+) -> dict[str, Any]:
+    """The reports of one run: 1,000 raw rows, 900 ingested, 850 prepared."""
     low, high = labels
     metrics = {"macro_f1": estimate(0.86), "ece": estimate(0.03, 0.01), "brier": estimate(0.1), "loss": estimate(0.3)}
     bins = [
@@ -87,6 +124,13 @@ def reports(labels: list[str], findings: list[dict[str, str]], gate_open: bool =
         ),
         "audit_data": AuditDataReport(
             label_counts={low: 350, high: 330}, label_shares=shares, features={}, findings=[]
+        ),
+        "drift": DriftReport(
+            prepared_sha256="e" * 64,
+            profile=Profile(sources={}),
+            comparison=drifted(labels) if accepted else None,
+            limits={"psi_warn": 0.1, "psi_fail": 0.25, "js_warn": 0.02, "js_fail": 0.05},
+            findings=[],
         ),
         "fetch_model": FetchModelReport(
             model_name_or_path="package:base/model",
@@ -150,12 +194,13 @@ def make_page(
     title: str = "Reviews",
     text: str = "A film.",
     max_examples: int = 2,
+    accepted: bool = True,
 ) -> tuple[Path, ReportReport]:
     """Write a run's reports, predictions and rows into a folder, and make the page."""
     import pyarrow as pa
 
     low, high = labels
-    for stage, report in reports([low, high], findings, gate_open).items():
+    for stage, report in reports([low, high], findings, gate_open, accepted).items():
         report.write(folder / f"{stage}.json")
     # r0 is right; of the wrong ones r3 is the surest, then r2, then r1. r4 is of validation.
     probabilities = [0.9, 0.6, 0.7, 0.99, 0.999]
@@ -226,7 +271,10 @@ def test_the_figures_stand_on_the_page(tmp_path):
         assert digit * 64 in html
     assert "finetune.learning_rate" in html and "prepare.split.train" in html and "torch" in html
     assert report.sections == list(SECTIONS) and report.examples == 2
-    assert report.pictures == ["accuracy", "loss", "confusion", "reliability", "lengths", "labels", "funnel", "slices"]
+    assert report.pictures == [
+        "accuracy", "loss", "confusion", "reliability", "lengths", "labels", "funnel", "slices",
+        "drift_measures", "drift_labels", "drift_lengths", "drift_words",
+    ]  # fmt: skip
 
 
 def test_the_verdict_comes_first_and_the_worst_finding_on_top(tmp_path):
@@ -268,6 +316,26 @@ def test_no_example_where_none_is_asked_for(tmp_path):
     assert report.examples == 0 and "Surest of all." not in path.read_text()
 
 
+def test_drift_stands_on_the_page_with_its_limits(tmp_path):
+    page = Page(make_page(tmp_path)[0].read_text())
+    side = "all rows, 850all accepted rows, 1,000"
+    rows = [row.removeprefix(side) for row in page.rows if row.startswith(side)]
+    assert [row.split()[0] for row in rows] == ["label", "lengths0.20000.02000.03000.0040", "vocabulary––––"]
+    assert rows[0].strip() == "label shares3.10000.01000.31000.0020"
+    html = (tmp_path / "report.html").read_text()
+    assert "New labels: good; vanished labels: none" in html and "850 rows against the 1,000 last accepted" in html
+    assert "vanished sources: old" in html and "Lengths in characters: all rows against all accepted rows" in html
+    assert "fails beyond 0.25" in html and "3.100  fails" in html and "0.200  warns" in html
+    assert "&lt;b&gt;film" in html and "<b>film" not in html
+    assert "from 32 characters: accepted 0.0%, now 0.0%" in html and "from 48 characters: accepted 75.0%" in html
+
+
+def test_drift_that_was_not_assessed_says_how_it_can_be(tmp_path):
+    path, report = make_page(tmp_path, accepted=False)
+    assert not [name for name in report.pictures if name.startswith("drift")]
+    assert "No data was accepted yet" in path.read_text() and "tunewright accept" in path.read_text()
+
+
 ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)>&amp;\"'-->"
 
 
@@ -303,7 +371,7 @@ def test_links_pictures_and_tables_can_be_found_by_everyone(tmp_path):
     ]
     assert targets and {target[1:] for target in targets if target} <= set(ids)
     pictures = [found for tag, found in page.tags if tag == "svg"]
-    assert len(pictures) == 8
+    assert len(pictures) == 12
     assert all(found["role"] == "img" and found["aria-label"] for found in pictures)
     headers = [found for tag, found in page.tags if tag == "th"]
     assert headers and all(found["scope"] in ("col", "row") for found in headers)

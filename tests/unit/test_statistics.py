@@ -13,9 +13,12 @@ from tunewright.statistics import (
     bootstrap,
     brier_scores,
     expected_calibration_error,
+    jensen_shannon_divergence,
     macro_f1,
     mean,
     newcombe_interval,
+    population_stability_index,
+    psi_by_chance,
     reliability_table,
     wilson_interval,
 )
@@ -164,3 +167,42 @@ def test_same_seed_same_interval_whatever_fits_in_memory(monkeypatch: pytest.Mon
     assert bootstrap(statistic, 31, 201, 0.95, seed=6) != whole
     monkeypatch.setattr(statistics, "WEIGHTS_AT_ONCE", 31 * 8)
     assert bootstrap(statistic, 31, 201, 0.95, seed=5) == whole
+
+
+def test_psi_and_jensen_shannon_by_hand() -> None:
+    # Two bins, so one row of smoothing, spread as the mean of both: 0.65 and 0.35 of it.
+    p, q = (80.65 / 101, 20.35 / 101), (50.65 / 101, 50.35 / 101)
+    by_hand = sum((a - b) * math.log(a / b) for a, b in zip(p, q, strict=True))
+    assert by_hand == pytest.approx(0.40725661816, abs=1e-10)
+    assert population_stability_index([80, 20], [50, 50]) == pytest.approx(by_hand, abs=1e-12)
+    # m = (0.65, 0.35)
+    assert jensen_shannon_divergence([80, 20], [50, 50]) == pytest.approx(0.07310400793, abs=1e-10)
+
+
+def test_psi_and_jensen_shannon_of_equal_and_of_disjoint_histograms() -> None:
+    for measure in (population_stability_index, jensen_shannon_divergence):
+        assert measure([30, 0, 70], [3, 0, 7]) == pytest.approx(0.0, abs=1e-12)  # of one shape, of other sizes
+        assert measure([30, 0, 70], [30, 0, 70]) == 0.0
+        assert measure([30, 70], [70, 30]) == pytest.approx(measure([70, 30], [30, 70]))
+        assert measure([30, 0, 70, 0], [70, 0, 30, 0]) == pytest.approx(measure([30, 70], [70, 30]))
+    assert jensen_shannon_divergence([5, 0], [0, 9]) == 1.0
+    # (100 + ½) / 101 and ½ / 101, the other way round in the other: finite.
+    assert population_stability_index([100, 0], [0, 100]) == pytest.approx(2 * 100 / 101 * math.log(201), abs=1e-9)
+
+
+def test_psi_by_chance_is_what_resamples_of_one_population_give() -> None:
+    # χ² with 9 degrees of freedom: 99% lie below 21.666.
+    bins = [100] * 10
+    assert psi_by_chance(bins, bins, 0.99) == pytest.approx(21.666 * (1 / 1000 + 1 / 1000), rel=2e-3)
+    assert psi_by_chance([5, 0], [7, 0], 0.99) == 0.0  # a single bin can't move
+    random = np.random.default_rng(0)
+    drawn = [
+        population_stability_index(*(random.multinomial(1000, [0.1] * 10).tolist() for _ in range(2)))
+        for _ in range(2000)
+    ]
+    assert float(np.quantile(drawn, 0.99)) == pytest.approx(psi_by_chance(bins, bins, 0.99), rel=0.08)
+    js = [
+        jensen_shannon_divergence(*(random.multinomial(1000, [0.1] * 10).tolist() for _ in range(2)))
+        for _ in range(2000)
+    ]
+    assert float(np.quantile(js, 0.99)) == pytest.approx(psi_by_chance(bins, bins, 0.99) / (8 * math.log(2)), rel=0.08)

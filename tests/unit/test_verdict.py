@@ -38,6 +38,7 @@ def reports() -> dict[str, Any]:
                 {"rule": "audit_data", "verdict": "not_assessed", "found": "no column", "expected": "a column"},
             ]
         },
+        "drift": {"findings": [{"rule": "drift.psi_fail", "verdict": "pass", "found": "0.01", "expected": "0.1"}]},
         "baseline": {"splits": {"test": {"metrics": {"accuracy": estimate(0.79)}}}},
         "evaluate": {
             "model_sha256": MODEL,
@@ -62,7 +63,7 @@ def failed(report: VerdictReport) -> list[str]:
 def test_every_rule_holds(tmp_path: Path) -> None:
     report = judge(tmp_path, reports())
     assert report.open
-    assert report.counts == {"pass": 7, "warn": 0, "fail": 0, "insufficient": 0, "not_assessed": 1}
+    assert report.counts == {"pass": 8, "warn": 0, "fail": 0, "insufficient": 0, "not_assessed": 1}
     assert report.judged == {"model": MODEL}
     by_rule = {finding.rule: finding for finding in report.findings}
     assert by_rule["verdict.min_accuracy"].found == "0.8700 [0.8600, 0.8800] on test"
