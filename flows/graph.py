@@ -1,6 +1,6 @@
 """The graph of dvc.yaml, and why each stage would run: all that the flow asks of DVC without running anything.
 
-The only module that imports DVC. It asks in process, because a `dvc` command costs most of a second.
+The only module that asks DVC anything, in process, because a `dvc` command costs most of a second.
 """
 
 from __future__ import annotations
