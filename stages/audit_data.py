@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections import Counter
-from itertools import compress
+from itertools import chain, compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
@@ -127,15 +127,19 @@ def run(paths: AuditDataPaths, params: AuditDataParams, task: TaskType) -> Audit
         )
     train = read_parquet(paths.prepared / "train.parquet")
     labels = train.column("label").to_pylist()
-    counts = Counter(labels)
-    features = {name: _feature(name, train, params, task, paths.prepared) for name in params.sensitive_features}
+    counts = Counter(chain.from_iterable(labels) if task.multi_label else labels)
+    # The measures of a group compare distributions over labels, of which a row has one.
+    named = [] if task.multi_label else params.sensitive_features
+    features = {name: _feature(name, train, params, task, paths.prepared) for name in named}
     findings = [finding for name, feature in features.items() for finding in _findings(name, feature, params)]
     if not features:
         findings.append(
             Finding(
                 rule="audit_data.sensitive_features",
                 verdict="not_assessed",
-                found="no sensitive feature is named, so no group was compared",
+                found="a row may have several labels, for which no group is compared"
+                if task.multi_label
+                else "no sensitive feature is named, so no group was compared",
                 expected="at least one column of ingest.sources[].keep_columns",
             )
         )

@@ -347,9 +347,10 @@ class _Reader:
         wanted = {*self._columns.values(), *source.rename_columns, source.ids}
         seen: dict[str, None] = {}
         if not varying:
-            seen = dict.fromkeys(sources.columns(path, source.kind, source))
-            if seen:
-                _check_columns(path, seen, source, self._task, self._key)
+            header = sources.columns(path, source.kind, source)
+            seen = dict.fromkeys(header)
+            if header:
+                _check_columns(path, header, source, self._task, self._key)
         for found in sources.records(path, source.kind, source, self._limit):
             self._records += 1
             if isinstance(found, Rejected):
@@ -361,8 +362,8 @@ class _Reader:
             if row is not None:
                 yield row
         if not self._records:
-            header = f" but its header ({named(seen)})" if seen else ""
-            raise UserError(f"{path}: holds no row{header}. Expected at least one.")
+            but = f" but its header ({named(seen)})" if seen else ""
+            raise UserError(f"{path}: holds no row{but}. Expected at least one.")
         if varying and seen:  # first: what a missing column does to each row says less
             _check_columns(path, seen, source, self._task, self._key)
         if self._rejected.total() > self._params.max_rejected_fraction * self._records:
@@ -716,7 +717,7 @@ def _check_columns(
             near = difflib.get_close_matches(name, known, n=1)
             faults.append(f"no column {name!r} ({place})." + (f" Did you mean {near[0]!r}?" if near else ""))
     if len(columns) < len(found):
-        faults.append(f"two columns of one name after the renaming ({key}.rename_columns).")
+        faults.append(f"two columns of one name; {key}.rename_columns gives one of them another.")
     if faults:
         raise UserError(f"{path}: {' '.join(faults)} Columns found: {named(found)}.")
 

@@ -140,14 +140,6 @@ def sha256_tree(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_parquet(table: pa.Table, path: Path) -> None:
-    """Write a table as Parquet, atomically. The same table gives the same bytes (one pyarrow version)."""
-    import pyarrow.parquet as pq
-
-    with atomic_file(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
-
-
 @contextmanager
 def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     """Yield a writer of record batches (each one a row group); the file is there in full, or not at all."""
@@ -155,6 +147,14 @@ def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
 
     with atomic_file(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         yield writer
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Write a table as Parquet, atomically. The same table gives the same bytes (one pyarrow version)."""
+    import pyarrow.parquet as pq
+
+    with atomic_file(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from stages.audit_data import AuditDataParams, AuditDataPaths, AuditDataReport, run
 from tunewright.errors import UserError
+from tunewright.task_types import multi_label_classification as multi_label
 from tunewright.task_types.text_classification import Task, TaskParams
 
 BASE: dict[str, Any] = {
@@ -52,6 +53,20 @@ def test_nothing_named_is_not_assessed_in_plain_sight(tmp_path: Path) -> None:
     assert report.label_counts == {"neg": 3, "pos": 1}
     assert report.label_shares == {"neg": 0.75, "pos": 0.25}
     assert report.features == {}
+
+
+def test_several_labels_a_row_are_counted_and_no_group_is_compared(tmp_path: Path) -> None:
+    labels = pa.array([["neg", "pos"], ["pos"], [], ["pos"]], pa.list_(pa.string()))
+    (tmp_path / "prepared").mkdir()
+    pq.write_table(
+        pa.table({"text": ["a"] * 4, "label": labels, "who": ["x"] * 4}), tmp_path / "prepared/train.parquet"
+    )
+    task = multi_label.Task(multi_label.TaskParams(type="multi_label_classification", labels=["neg", "pos"]))
+    report = run(AuditDataPaths(prepared=tmp_path / "prepared"), AuditDataParams.model_validate(BASE), task)
+    assert report.label_counts == {"neg": 1, "pos": 3}
+    assert report.label_shares == {"neg": 0.25, "pos": 0.75}
+    (finding,) = report.findings
+    assert (finding.verdict, finding.found.partition(",")[0]) == ("not_assessed", "a row may have several labels")
 
 
 def test_two_groups_by_hand(tmp_path: Path) -> None:

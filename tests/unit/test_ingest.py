@@ -470,6 +470,12 @@ def test_a_saved_hugging_face_dataset_is_read_with_its_class_names(tmp_path: Pat
     data.to_parquet(tmp_path / "raw/saved.parquet")
     ingest(tmp_path, source(path="saved.parquet", format="parquet"))
     assert [row["label"] for row in rows(tmp_path)] == ["pos", "neg", None]
+    # The same schema above names, as a tool may leave it: what is no number of a class stays as it is.
+    table = pq.read_table(tmp_path / "raw/saved.parquet")
+    named = pa.table({"review": ["a"], "stars": ["neg"]}).replace_schema_metadata(table.schema.metadata)
+    pq.write_table(named, tmp_path / "raw/saved.parquet")
+    ingest(tmp_path, source(path="saved.parquet", format="parquet"))
+    assert [row["label"] for row in rows(tmp_path)] == ["neg"]
     DatasetDict({"train": data}).save_to_disk(tmp_path / "raw/splits")
     with pytest.raises(UserError, match=r"holds the splits train\. Name one of them in `path`.*as splits/train"):
         ingest(tmp_path, source(path="splits", format="hf_dataset"))
@@ -478,6 +484,16 @@ def test_a_saved_hugging_face_dataset_is_read_with_its_class_names(tmp_path: Pat
     (tmp_path / "raw/saved/state.json").write_text('{"_data_files": [{"filename": "../outside.arrow"}]}')
     with pytest.raises(UserError, match="names no files of its own folder"):
         ingest(tmp_path, source(path="saved", format="hf_dataset"))
+
+
+def test_a_text_of_a_parquet_file_that_is_not_utf_8_is_one_rejected_row(tmp_path: Path) -> None:
+    put(tmp_path, CSV)
+    texts = pa.array([b"good", b"na\xefve", b"bad"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"review": texts, "stars": ["pos", "pos", "neg"]}), tmp_path / "raw/r.parquet")
+    report = ingest(tmp_path, source(path="r.parquet", format="parquet"), max_rejected_fraction=0.4)
+    assert [(row["line"], row["text"]) for row in rows(tmp_path)] == [(1, "good"), (3, "bad")]
+    assert report.sources[0].rows.dropped == {"rejected_bad_encoding": 1}
+    assert rows(tmp_path, "quarantine")[0]["line"] == 2
 
 
 def test_a_fetched_dataset_is_read_by_its_name(tmp_path: Path) -> None:
@@ -503,7 +519,7 @@ def test_columns_are_renamed_before_they_are_looked_up_and_the_ids_are_those_of_
     assert rows(tmp_path) == plain
     with pytest.raises(UserError, match=r"no column 'Reviw' \(ingest.sources\[0\].rename_columns\)"):
         ingest(tmp_path, source(rename_columns={"Reviw": "review"}))
-    with pytest.raises(UserError, match="two columns of one name after the renaming"):
+    with pytest.raises(UserError, match="two columns of one name"):
         ingest(tmp_path, source(rename_columns={"Review Text": "who", "stars": "review"}, label_column="who"))
 
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from stages.validate import ExpectationReport, ValidateParams, ValidatePaths, ValidateReport, expectation_types, run
 from tunewright.errors import UserError
+from tunewright.task_types import multi_label_classification as multi_label
 from tunewright.task_types.text_classification import Task, TaskParams
 
 CANARY = "canary-7f3a"
@@ -53,6 +54,17 @@ def failed(report: ValidateReport) -> dict[str, str]:
 
 def named(report: ValidateReport, name: str) -> ExpectationReport:
     return next(found for found in report.expectations if found.name == name)
+
+
+def test_a_list_of_labels_may_be_empty_and_not_null(tmp_path: Path) -> None:
+    labels = pa.array([["neg", "pos"], [], None], pa.list_(pa.string()))
+    table = pa.table({"row_id": ["a", "b", "c"], "text": ["fine", "poor", "odd"], "label": labels})
+    pq.write_table(table, tmp_path / "ingested.parquet")
+    task = multi_label.Task(multi_label.TaskParams(type="multi_label_classification", labels=["neg", "pos"]))
+    paths = ValidatePaths(ingested=tmp_path / "ingested.parquet", data_docs=tmp_path / "data_docs")
+    report = run(paths, ValidateParams.model_validate(BASE), task)
+    assert failed(report) == {"expect_column_values_to_not_be_null of label": "1 of 3 rows unexpected (0.3333)"}
+    assert len(report.expectations) == 8
 
 
 def test_good_rows_meet_the_contract(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from tunewright.privacy import mask
 BLOCK = 1 << 20  # bytes read at once
 SHOWN = 65_536  # bytes that are kept of a line that is too long to be read
 COMPRESSED = (".bz2", ".gz", ".xz", ".zst")
+BROKEN = (EOFError, OSError, ValueError, lzma.LZMAError, zlib.error)  # what a compressed file that is cut off raises
 
 BAD_ENCODING = "bad_encoding"
 BROKEN_QUOTES = "broken_quotes"
@@ -195,13 +196,13 @@ def lines(path: Path, encoding: str, limit: int) -> Iterator[Line]:
             f"{path}:{number + 1}: byte {error.start + 1} is not valid {error.encoding}. "
             f"Save the file as UTF-8, or name its `encoding` in ingest.sources."
         ) from error
-    except (EOFError, OSError, ValueError, lzma.LZMAError, zlib.error) as error:
-        if path.suffix.lower() not in COMPRESSED:
-            raise
+    except BROKEN as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise UserError(
-            f"{path}:{number + 1}: the compressed file is cut off or broken here ({reason}). Fetch it anew."
-        ) from error
+        if path.suffix.lower() in COMPRESSED:
+            raise UserError(
+                f"{path}:{number + 1}: the compressed file is cut off or broken here ({reason}). Fetch it anew."
+            ) from error
+        raise UserError(f"{path}: can't be read ({reason}).") from error
 
 
 def _decoded(number: int, raw: bytes, size: int, before: int, encoding: str, limit: int) -> Line:
@@ -320,8 +321,8 @@ def batch_records(batch: Any, before: int, classes: dict[str, list[str]]) -> Ite
                 detail = f"a text of the row is not valid UTF-8 at its byte {error.start + 1}"
                 yield Rejected(before + row + 1, BAD_ENCODING, detail, "")
             else:
-                named = {name: _named([value], classes.get(name))[0] for name, value in found.items()}
-                yield Record(before + row + 1, named)
+                with_names = {name: _named([value], classes.get(name))[0] for name, value in found.items()}
+                yield Record(before + row + 1, with_names)
         return
     for line, row_values in enumerate(zip(*values, strict=True), start=before + 1):
         yield Record(line, dict(zip(names, row_values, strict=True)))
@@ -330,4 +331,6 @@ def batch_records(batch: Any, before: int, classes: dict[str, list[str]]) -> Ite
 def _named(values: list[Any], names: list[str] | None) -> list[Any]:
     if names is None:
         return values
-    return [None if value is None or value == -1 else names[value] for value in values]
+    # -1 is what Hugging Face writes for no class; a number that is no class stays what it is.
+    known = dict(enumerate(names)) | {-1: None}
+    return [known.get(value, value) if isinstance(value, int) else value for value in values]

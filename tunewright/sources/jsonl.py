@@ -28,14 +28,17 @@ def columns(path: Path, settings: Settings) -> list[str]:
     """The keys of the first records.
 
     Raises
-        UserError  where the first record can't be read.
+        UserError  where none of them can be read.
     """
     keys: dict[str, None] = {}
-    for place, record in enumerate(itertools.islice(records(path, settings, BLOCK), FIRST)):
+    rejected = None
+    for record in itertools.islice(records(path, settings, BLOCK), FIRST):
         if isinstance(record, Record):
             keys.update(dict.fromkeys(record.values))
-        elif place == 0:
-            raise UserError(f"{path}:{record.line}: {record.detail}.")
+        else:
+            rejected = rejected or record
+    if rejected is not None and not keys:
+        raise UserError(f"{path}:{rejected.line}: {rejected.detail}.")
     return list(keys)
 
 

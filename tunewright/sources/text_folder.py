@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tunewright.errors import UserError
-from tunewright.sources import BAD_ENCODING, RECORD_TOO_LONG, SHOWN, Record, Rejected, Settings, opened
+from tunewright.sources import BAD_ENCODING, BROKEN, RECORD_TOO_LONG, SHOWN, Record, Rejected, Settings, opened
 
 COLUMNS = ["text", "label", "file"]
 
@@ -40,8 +40,9 @@ def _record(file: Path, name: str, label: str, encoding: str, limit: int) -> Rec
     try:
         with opened(file) as stream:
             data = stream.read(limit + 1)
-    except (EOFError, OSError, ValueError) as error:
-        raise UserError(f"{file}: can't be read ({str(error).splitlines()[0]}). Put it there anew.") from error
+    except BROKEN as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"{file}: can't be read ({reason}). Put it there anew.") from error
     if len(data) > limit:
         detail = f"found more than {limit} bytes, expected at most that"
         return Rejected(1, RECORD_TOO_LONG, detail, data[:SHOWN].decode(encoding, "backslashreplace"), name)
