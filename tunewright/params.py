@@ -66,6 +66,7 @@ class PathsParams(Section):
 
     raw: ProjectPath = Field(description="the file or folder of raw data that DVC watches")
     model_source: ProjectPath = Field(description="the file or folder that pins the base model")
+    hub_data: ProjectPath = Field(description="the folder of the data sets that fetch_data fetched")
     ingested: ProjectPath
     data_docs: ProjectPath
     prepared: ProjectPath
