@@ -40,7 +40,18 @@ def _known_regex(regex: str) -> str:
     return regex
 
 
+def _known_region(name: str) -> str:
+    if name not in REGIONS:
+        import phonenumbers
+
+        if name not in phonenumbers.SUPPORTED_REGIONS:
+            raise ValueError("the ISO code of a country, such as US, GB or DE")
+    return name
+
+
 def _distinct_kinds(patterns: dict[str, PatternParams]) -> dict[str, PatternParams]:
+    if not all(re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) for name in patterns):
+        raise ValueError("names of ASCII letters, digits and `_`, as they will stand in [NAME_1]")
     folded = [name.casefold() for name in patterns]
     if len({*folded, *KINDS}) != len(folded) + len(KINDS):
         raise ValueError(f"distinct names, other than {', '.join(KINDS)}")
@@ -54,22 +65,20 @@ class PatternParams(Section):
     policy: Policy
 
 
-Region = Annotated[str, Field(pattern=r"^[A-Z]{2}$")]
-KindName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
-
-
 class PrivacyParams(Section):
     """What happens to each kind: off, warn, redact or fail. The section `prepare.privacy`."""
 
     email: Policy
     phone: Policy
-    phone_regions: list[Region] = Field(description="ISO codes; their national forms are phone numbers too")
+    phone_regions: list[Annotated[str, AfterValidator(_known_region)]] = Field(
+        description="their national forms are phone numbers too"
+    )
     credit_card: Policy
     iban: Policy
     ip_address: Policy
     us_ssn: Policy
     secret: Policy
-    patterns: Annotated[dict[KindName, PatternParams], AfterValidator(_distinct_kinds)]
+    patterns: Annotated[dict[str, PatternParams], AfterValidator(_distinct_kinds)]
 
     @cached_property
     def policies(self) -> dict[str, Policy]:

@@ -46,6 +46,16 @@ def audit(
     return run(AuditDataPaths(prepared=folder / "prepared"), params, task, privacy=None)
 
 
+def test_a_group_is_called_by_its_value_masked(tmp_path: Path) -> None:
+    counts: Counts = {"jane@example.com": {"neg": 3, "pos": 1}, "the press": {"neg": 1, "pos": 1}}
+    report = audit(tmp_path, counts, sensitive_features=["who"], reference_groups={"who": "jane@example.com"})
+    assert report.features["who"].reference_group == "[EMAIL_1]"
+    assert {group: found.rows for group, found in report.features["who"].groups.items()} == {
+        "[EMAIL_1]": 4,
+        "the press": 2,
+    }
+
+
 def test_nothing_named_is_not_assessed_in_plain_sight(tmp_path: Path) -> None:
     report = audit(tmp_path, {"a": {"neg": 3, "pos": 1}}, sensitive_features=[])
     assert [(finding.rule, finding.verdict) for finding in report.findings] == [

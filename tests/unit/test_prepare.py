@@ -512,7 +512,14 @@ def test_rows_of_several_labels(tmp_path: Path) -> None:
     ]
 
 
-def test_a_killed_run_leaves_no_text_behind(tmp_path: Path) -> None:
+def test_no_row(tmp_path: Path) -> None:
+    report = prepare(tmp_path, [], params(near_duplicates="drop"))
+    assert report.rows is not None
+    assert (report.rows.rows_in, report.rows.rows_kept, report.distinct_texts) == (0, 0, 0)
+    assert column_of(tmp_path) == {"train": [], "validation": [], "test": []}
+
+
+def test_a_run_leaves_no_text_behind(tmp_path: Path) -> None:
     prepare(tmp_path, many(10))
     assert sorted(found.name for found in tmp_path.iterdir()) == ["ingested.parquet", "prepared"]
 

@@ -311,13 +311,19 @@ def test_a_user_s_own_pattern_is_found_redacted_and_masked() -> None:
         ({"A": {"regex": "a", "policy": "delete"}}, "'off', 'warn', 'redact' or 'fail'"),
         ({"email": {"regex": "a", "policy": "warn"}}, "distinct names, other than secret"),
         ({"x": {"regex": "a", "policy": "warn"}, "X": {"regex": "b", "policy": "warn"}}, "distinct names"),
-        ({"my kind": {"regex": "a", "policy": "warn"}}, "String should match pattern"),
+        ({"my kind": {"regex": "a", "policy": "warn"}}, "names of ASCII letters"),
     ],
 )
 def test_a_pattern_that_can_t_be_used_is_refused(patterns: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError) as caught:
         PrivacyParams.model_validate(POLICIES | {"patterns": patterns})
     assert said in str(caught.value)
+
+
+def test_an_unknown_region_is_refused() -> None:
+    assert PrivacyParams.model_validate(POLICIES | {"phone_regions": ["DE"]}).phone_regions == ["DE"]
+    with pytest.raises(ValidationError, match="the ISO code of a country, such as US, GB or DE"):
+        PrivacyParams.model_validate(POLICIES | {"phone_regions": ["UK"]})
 
 
 SLOW = [

@@ -116,11 +116,26 @@ def reports(
         ),
         "prepare": PrepareReport(
             rows={"rows_in": 900, "rows_kept": 850, "dropped": {"duplicate": 50}},
+            split_by="text",
+            normalised={"nfc": 0},
+            privacy={"kinds": {"email": {"policy": "redact", "values": 3, "rows": 2, "row_ids": ["r1", "r2"]}}},
             distinct_texts=850,
             conflicting_texts=0,
             conflicting_text_rate=0.0,
+            conflicting_rows=[],
+            overlapping_rows=0,
+            overlaps=[],
+            near_duplicates={
+                "policy": "drop",
+                "threshold": 0.8,
+                "rows": 0,
+                "across_splits": 0,
+                "other_label": 0,
+                "pairs": [],
+            },
             label_shares=shares,
             splits={name: {"rows": rows, **of_split} for name, rows in sizes.items()},
+            findings=[],
         ),
         "audit_data": AuditDataReport(
             label_counts={low: 350, high: 330}, label_shares=shares, features={}, findings=[]
@@ -309,6 +324,14 @@ def test_the_surest_errors_of_test_come_first(tmp_path):
 def test_a_long_text_is_cut_and_says_so(tmp_path):
     html = make_page(tmp_path, text="x" * 601)[0].read_text()
     assert "x" * 600 + "… (601 characters)" in html and "x" * 601 not in html
+
+
+def test_no_personal_value_and_no_secret_of_a_quoted_text_is_shown(tmp_path):
+    token = "ghp_" + "a1B2" * 9
+    text = f"{'x' * 590} jane@example.com, +1 202-555-0123 or {token}"  # cut first, the address would stand in half
+    html = make_page(tmp_path, text=text)[0].read_text()
+    assert f"{'x' * 590} [EMAIL_1]… (" in html
+    assert "jane" not in html and "555-0123" not in html and token not in html
 
 
 def test_no_example_where_none_is_asked_for(tmp_path):
