@@ -50,6 +50,8 @@ SAMPLE = 50_000
 SHOWN = 20  # rows, or words, that the report lists
 SHOWN_FEATURES = 5
 
+LIMITS = ("contamination_ngram", "contamination_overlap", "label_name_warn", "word_warn", "metadata_warn")
+
 # What can be counted in a text without reading a word of it. Regular expressions of RE2.
 COUNTS = {
     "words": r"[\p{L}\p{M}\p{N}]+",
@@ -165,6 +167,8 @@ class CheckLeaksReport(Report):
     """Those beyond `word_warn`, the strongest first; no other word is written down."""
     metadata: MetadataReport | None
     """None where it can't be measured."""
+    limits: dict[str, float]
+    """What the section sets, for whoever shows the measures."""
     findings: list[Finding]
 
 
@@ -210,6 +214,7 @@ def run(
         label_names=label_names,
         words=tells[:SHOWN],
         metadata=metadata,
+        limits=params.model_dump(include={*LIMITS}),
         findings=[
             *(_contamination_finding(split, found, params) for split, found in contamination.items()),
             _names_finding(label_names, params),
@@ -333,7 +338,7 @@ def _sample(path: Path, names: list[str], task_columns: tuple[str, ...]) -> Samp
                 found = words(text)
                 distinct = set(found)
                 sample.words.update(distinct)
-                for place in {index[one] for one in (label if sample.several_labels else [label])}:
+                for place in {index[one] for one in ((label or []) if sample.several_labels else [label])}:
                     sample.labels[row, place] = True
                     sample.label_words[place].update(distinct)
                 sample.named[row, name_of.find(text, found, distinct)] = True

@@ -281,7 +281,7 @@ def test_too_few_rows_are_insufficient(tmp_path: Path) -> None:
 def test_rows_of_several_labels(tmp_path: Path) -> None:
     """Contamination and names are measured; a majority class there is not."""
     rows: Rows = [(f"it is pos {at}", ["pos", "neg"] if at % 2 else ["pos"], {}) for at in range(20)]
-    rows += [(f"nothing {at}", ["neg"] if at % 2 else [], {}) for at in range(20)]
+    rows += [(f"nothing {at}", (["neg"], [], ["neg"], None)[at % 4], {}) for at in range(20)]
     report = check(tmp_path, rows, test=[("it is pos 3", ["pos"], {})])
     pos = report.label_names[1]
     assert (pos.rows, pos.rows_with, pos.other_rows, pos.other_rows_with) == (20, 20, 20, 0)
