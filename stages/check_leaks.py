@@ -15,18 +15,20 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, Field, model_validator
 
 from tunewright.errors import UserError
-from tunewright.files import read_parquet
+from tunewright.files import open_parquet, read_parquet
 from tunewright.gates import Finding, Verdict
 from tunewright.ngrams import Overlap, WordHashes, ngrams
 from tunewright.params import Fraction, Section
+from tunewright.privacy import mask
 from tunewright.report import Report
 from tunewright.stage import Dep, Key, Paths, run_stage
 from tunewright.statistics import Estimate, bootstrap, error_reduction, mean, newcombe_interval
@@ -36,7 +38,6 @@ from tunewright.words import words
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    import pyarrow.parquet as pq
 
     from tunewright.ngrams import Hashes, Numbers
 
@@ -191,23 +192,28 @@ class Sample:
 
 
 def run(
-    paths: CheckLeaksPaths, params: CheckLeaksParams, task: TaskType, seed: Annotated[int, Key("seed")]
+    paths: CheckLeaksPaths,
+    params: CheckLeaksParams,
+    task: TaskType,
+    seed: Annotated[int, Key("seed")],
+    privacy: Annotated[Any, Key("prepare.privacy")],
 ) -> CheckLeaksReport:
     """Measure, and judge each measure by the limits of the section."""
     names: list[str] = task.params.labels
-    train = _sample(paths.prepared / "train.parquet", names, task.columns)
+    masked = partial(mask, params=privacy)
+    train = _sample(paths.prepared / "train.parquet", names, task.columns, masked)
     unknown = sorted(set(params.accepted_features) - train.metadata.keys())
     if unknown:
         raise UserError(
             f"check_leaks.accepted_features: found {', '.join(unknown)}; the features of {paths.prepared} are "
             f"{', '.join(train.metadata)}. Remove it, or name the column in ingest.sources[].keep_columns."
         )
-    contamination = _contamination(paths.prepared, params)
+    contamination = _contamination(paths.prepared, params, masked)
     label_names = _label_names(train, names, params)
     tells, strongest = _tells(train, names, params)
     metadata = None
     if not train.several_labels:
-        validation = _sample(paths.prepared / "validation.parquet", names, task.columns)
+        validation = _sample(paths.prepared / "validation.parquet", names, task.columns, masked)
         metadata = _metadata(train, validation, names, params, seed)
     return CheckLeaksReport(
         contamination=contamination,
@@ -224,29 +230,12 @@ def run(
     )
 
 
-def _file(path: Path) -> pq.ParquetFile:
-    """A split's file, opened.
-
-    Raises
-        UserError  when the file is missing or cut off, naming it.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.ParquetFile(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: not found. Run the stage that writes it: `dvc repro`.") from error
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: not a readable Parquet file ({error}). Remove it and run `dvc repro`.") from error
-
-
-def _contamination(prepared: Path, params: CheckLeaksParams) -> dict[str, Contamination]:
+def _contamination(prepared: Path, params: CheckLeaksParams, masked: Callable[[str], str]) -> dict[str, Contamination]:
     """Compare the held-out rows with train, as many of them in one pass over train as HELD_NGRAMS allows."""
     import numpy as np
 
     files = [prepared / f"{split}.parquet" for split in HELD_OUT]
-    ends = np.cumsum([_file(path).metadata.num_rows for path in files])
+    ends = np.cumsum([_rows(path) for path in files])
     hashes, n = WordHashes(), params.contamination_ngram
     shares = [np.empty(0)]
     worst: list[tuple[float, int, int, int]] = []
@@ -272,16 +261,21 @@ def _contamination(prepared: Path, params: CheckLeaksParams) -> dict[str, Contam
             contaminated=int((found >= params.contamination_overlap).sum()),
             worst=[
                 ContaminatedRow(
-                    row_id=of_split[row - start].as_py(),
+                    row_id=masked(of_split[row - start].as_py()),
                     overlap=-share,
                     ngrams=-ngrams_of_row,
-                    train_row_id=of_train[like].as_py(),
+                    train_row_id=masked(of_train[like].as_py()),
                 )
                 for share, ngrams_of_row, row, like in listed
             ],
         )
         start = end
     return result
+
+
+def _rows(path: Path) -> int:
+    with open_parquet(path) as file:
+        return int(file.metadata.num_rows)
 
 
 def _pieces(files: Iterable[Path], n: int, hashes: WordHashes, most: int) -> Iterator[tuple[int, Hashes, Numbers, int]]:
@@ -291,7 +285,7 @@ def _pieces(files: Iterable[Path], n: int, hashes: WordHashes, most: int) -> Ite
     first = rows = size = 0
     held: list[tuple[Hashes, Numbers]] = []
     for path in files:
-        with _file(path) as file:
+        with open_parquet(path) as file:
             for batch in file.iter_batches(BATCH, columns=["text"]):
                 found, places = ngrams([hashes.of(text) for text in batch["text"].to_pylist()], n)
                 held.append((found, places + rows))
@@ -303,13 +297,13 @@ def _pieces(files: Iterable[Path], n: int, hashes: WordHashes, most: int) -> Ite
         yield first, *map(np.concatenate, zip(*held, strict=True)), rows
 
 
-def _sample(path: Path, names: list[str], task_columns: tuple[str, ...]) -> Sample:
-    """Up to SAMPLE rows of a split, at even steps over its file."""
+def _sample(path: Path, names: list[str], task_columns: tuple[str, ...], masked: Callable[[str], str]) -> Sample:
+    """Up to SAMPLE rows of a split, at even steps over its file; words are those of the masked text."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    with _file(path) as file:
+    with open_parquet(path) as file:
         schema = file.schema_arrow
         columns = [name for name in schema.names if name not in ("row_id", *task_columns)]
         every = max(1, math.ceil(file.metadata.num_rows / SAMPLE))
@@ -335,7 +329,7 @@ def _sample(path: Path, names: list[str], task_columns: tuple[str, ...]) -> Samp
                 counted = pc.count_substring_regex(taken["text"], pattern=pattern)
                 sample.metadata[f"text.{name}"] += counted.to_pylist()
             for text, label in zip(taken["text"].to_pylist(), taken["label"].to_pylist(), strict=True):
-                found = words(text)
+                found = words(masked(text))
                 distinct = set(found)
                 sample.words.update(distinct)
                 for place in {index[one] for one in ((label or []) if sample.several_labels else [label])}:

@@ -13,6 +13,7 @@ from stages import check_leaks
 from stages.check_leaks import CheckLeaksParams, CheckLeaksPaths, CheckLeaksReport, run
 from tunewright.errors import UserError
 from tunewright.files import write_parquet
+from tunewright.params import load_params
 from tunewright.task_types.text_classification import Task, TaskParams
 
 BASE: dict[str, Any] = {
@@ -31,6 +32,7 @@ BASE: dict[str, Any] = {
     "bootstrap_samples": 200,
     "confidence_level": 0.95,
 }
+PRIVACY = load_params(Path(__file__).parents[2] / "params.yaml").value("prepare.privacy")
 Rows = list[tuple[str, Any, dict[str, Any]]]
 """Text, label (or labels), and what other columns hold; a row's id is r0, r1, … of its split."""
 
@@ -60,7 +62,7 @@ def check(
         write_parquet(pa.Table.from_pylist(entries, schema=schema), folder / "prepared" / f"{split}.parquet")
     task = Task(TaskParams(type="text_classification", labels=list(labels)))
     return run(
-        CheckLeaksPaths(prepared=folder / "prepared"), CheckLeaksParams.model_validate(BASE | changes), task, seed=7
+        CheckLeaksPaths(prepared=folder / "prepared"), CheckLeaksParams.model_validate(BASE | changes), task, 7, PRIVACY
     )
 
 
@@ -304,12 +306,21 @@ def test_the_same_rows_give_the_same_report_and_no_text(tmp_path: Path) -> None:
     assert "canary" not in first.model_dump_json()
 
 
+def test_a_value_in_every_row_of_a_label_is_no_word(tmp_path: Path) -> None:
+    """Redaction may be off; a report still holds no value, nor a piece of one."""
+    rows: Rows = [(f"write to jane.canary@example.com {at}", "pos", {}) for at in range(20)]
+    rows += [(f"write {at}", "neg", {}) for at in range(20)]
+    report = check(tmp_path, rows, test=rows[:1])
+    assert {tell.word for tell in report.words} == {"to", "email", "1"}
+    assert "canary" not in report.model_dump_json()
+
+
 def test_a_sample_is_taken_at_even_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_leaks, "SAMPLE", 10)
     monkeypatch.setattr(check_leaks, "BATCH", 7)
     rows: Rows = [(f"row {at}", ("neg", "pos")[at % 3 == 0], {"at": str(at)}) for at in range(30)]
     check(tmp_path, rows)
-    sample = check_leaks._sample(tmp_path / "prepared/train.parquet", ["neg", "pos"], ("text", "label"))
+    sample = check_leaks._sample(tmp_path / "prepared/train.parquet", ["neg", "pos"], ("text", "label"), str)
     assert sample.metadata["at"] == [str(at) for at in range(0, 30, 3)]
     assert sample.labels.sum(axis=0).tolist() == [0, 10]
 
