@@ -1,6 +1,7 @@
 """Open the way to training, or say which rules keep it shut.
 
-Reads   paths.prepared       Parquet, one file a split; and the reports of ingest, validate, prepare, audit_data, drift
+Reads   paths.prepared       Parquet, one file a split; and the reports of ingest, validate, prepare,
+                             audit_data, drift, check_leaks
 Writes  paths.data_passed    the SHA-256 of what was judged, only when the gate is open
 Report  paths.reports/gate_data.json
 """
@@ -35,6 +36,7 @@ class GateDataPaths(Paths):
     prepare_report: Dep
     audit_data_report: Dep
     drift_report: Dep
+    check_leaks_report: Dep
     data_passed: Out
 
 

@@ -1,7 +1,7 @@
 """One self-contained page on the tuned model, the verdict first. Made whether or not the gate will open.
 
 Reads   paths.reports/STAGE.json of every stage before it but gate_data
-        paths.predictions  and paths.prepared, for the texts of the most confident errors
+        paths.predictions  and paths.prepared, for the texts of the most confident errors and each source's rows
 Writes  paths.report_page  HTML with its style and pictures inside: no script, nothing fetched from anywhere
 Report  paths.reports/report.json
 
@@ -36,10 +36,14 @@ SECTIONS = {
     "errors": "Most confident errors",
     "baseline": "Baseline",
     "rows": "Rows",
+    "privacy": "Privacy",
+    "leaks": "Leaks",
     "bias": "Bias in the data",
     "drift": "Drift from the accepted data",
     "provenance": "Provenance",
 }
+ROW_STAGES = ("ingest", "prepare")
+"""The stages that can drop rows, in their order."""
 SPLITS = ("train", "validation", "test")
 METRICS = ("accuracy", "macro_f1", "ece", "brier", "loss")
 WORST_FIRST = ("fail", "warn", "insufficient", "not_assessed", "pass")
@@ -73,6 +77,7 @@ class ReportPaths(Paths):
     prepare_report: Dep
     audit_data_report: Dep
     drift_report: Dep
+    check_leaks_report: Dep
     fetch_model_report: Dep
     tokenize_report: Dep
     finetune_report: Dep
@@ -104,7 +109,8 @@ def run(
 ) -> ReportReport:
     """Write the page."""
     reports = {field.removesuffix("_report"): read_json(path) for field, path in paths if field.endswith("_report")}
-    pictures = _pictures(reports, task.params.labels)
+    steps = _steps(reports)
+    pictures = _pictures(reports, steps, task.params.labels)
     errors = _confident_errors(paths, params.max_examples, partial(mask, params=split.privacy))
     set_params = {"seed": seed, "num_threads": num_threads}
     set_params |= _flat("prepare", split.model_dump()) | _flat("finetune", training.model_dump())
@@ -118,6 +124,8 @@ def run(
         findings=sorted(reports["verdict"]["findings"], key=lambda found: WORST_FIRST.index(found["verdict"])),
         pictures=pictures,
         drifted=charts.moved_most(drift["parts"]) if (drift := reports["drift"]["comparison"]) else None,
+        steps=steps,
+        by_source=_rows_by_source(paths.prepared),
         errors=errors,
         set_params=set_params,
         packages=_versions(),
@@ -127,9 +135,47 @@ def run(
     return ReportReport(sections=list(SECTIONS), pictures=list(pictures), examples=len(errors))
 
 
-def _pictures(reports: Mapping[str, Any], labels: list[str]) -> dict[str, str]:
+def _steps(reports: Mapping[str, Any]) -> list[charts.RowStep]:
+    """Every raw row to where it went: dropped by a stage for a reason, held out, or in train.
+
+    Raises
+        ValueError  where the accounts of two stages do not fit together, so that the sums would be wrong.
+    """
+    left = reports[ROW_STAGES[0]]["rows"]["rows_in"]
+    steps = [charts.RowStep("left", "raw rows", 0, left)]
+    for stage in ROW_STAGES:
+        account = reports[stage]["rows"]
+        if account["rows_in"] != left:
+            raise ValueError(f"{left} rows go into {stage}, and it reports {account['rows_in']}")
+        for reason, rows in sorted(account["dropped"].items(), key=lambda entry: -entry[1]):
+            if rows:
+                left -= rows
+                steps.append(charts.RowStep("dropped", f"{stage}: {reason.replace('_', ' ')}", rows, left))
+        steps.append(charts.RowStep("left", f"after {stage}", 0, left))
+    sizes = {split: found["rows"] for split, found in reports["prepare"]["splits"].items()}
+    for split in ("test", "validation"):
+        left -= sizes[split]
+        steps.append(charts.RowStep("held_out", split, sizes[split], left))
+    if left != sizes["train"]:
+        raise ValueError(f"{left} rows are left for train, and it has {sizes['train']}")
+    return [*steps, charts.RowStep("train", "train", 0, left)]
+
+
+def _rows_by_source(prepared: Path) -> dict[str, dict[str, int]]:
+    """Source → split → rows."""
+    import pyarrow.compute as pc
+
+    found: dict[str, dict[str, int]] = {}
+    for split in SPLITS:
+        column = read_parquet(prepared / f"{split}.parquet", columns=["source"])["source"]
+        for entry in pc.value_counts(column).to_pylist():
+            found.setdefault(entry["values"], dict.fromkeys(SPLITS, 0))[split] = entry["counts"]
+    return found
+
+
+def _pictures(reports: Mapping[str, Any], steps: list[charts.RowStep], labels: list[str]) -> dict[str, str]:
     """Each picture of the page as SVG, by its name."""
-    ingest, prepare, tokenize = reports["ingest"], reports["prepare"], reports["tokenize"]
+    prepare, tokenize, leaks = reports["prepare"], reports["tokenize"], reports["check_leaks"]
     baseline, evaluate = reports["baseline"], reports["evaluate"]
     test, opponent = evaluate["splits"]["test"], baseline["splits"]["test"]["metrics"]["accuracy"]
     majority = baseline["majority"]["test_accuracy"]
@@ -153,17 +199,17 @@ def _pictures(reports: Mapping[str, Any], labels: list[str]) -> dict[str, str]:
             train["truncation_rate"],
         ),
         "labels": charts.label_shares({split: prepare["splits"][split]["label_shares"] for split in SPLITS}, labels),
-        "funnel": charts.row_funnel(
-            [
-                ("raw", ingest["rows"]["rows_in"]),
-                ("ingested", ingest["rows"]["rows_kept"]),
-                ("prepared", prepare["rows"]["rows_kept"]),
-            ],
-            [(split, prepare["splits"][split]["rows"]) for split in SPLITS],
-        ),
+        "funnel": charts.row_funnel(steps),
     }
     if evaluate["slices"]:
         pictures["slices"] = charts.slices(evaluate["slices"], accuracy["value"])
+    if metadata := leaks["metadata"]:
+        features = [(one["name"], one["error_reduction"], one["accepted"]) for one in metadata["features"]]
+        pictures["leaks"] = charts.leaking_features(
+            [("all together", metadata["error_reduction"], False), *features],
+            leaks["limits"]["metadata_warn"],
+            metadata["majority_accuracy"],
+        )
     return pictures | charts.drift_pictures(reports["drift"])
 
 

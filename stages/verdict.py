@@ -1,6 +1,6 @@
 """Every threshold of params.yaml against every report, in one verdict.
 
-Reads   paths.reports/{ingest,validate,prepare,audit_data,drift,baseline,evaluate}.json
+Reads   paths.reports/{ingest,validate,prepare,audit_data,drift,check_leaks,baseline,evaluate}.json
 Report  paths.reports/verdict.json
 
 Judging never fails: what was found stays there to be looked at, whichever way it went. `gate_model` acts on it.
@@ -26,6 +26,7 @@ class VerdictPaths(Paths):
     prepare_report: Dep
     audit_data_report: Dep
     drift_report: Dep
+    check_leaks_report: Dep
     baseline_report: Dep
     evaluate_report: Dep
 

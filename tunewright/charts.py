@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 INK, MUTED, GRID = "#000001", "#000002", "#000003"
 FIRST, SECOND, THIRD, ON_FIRST = "#000004", "#000005", "#000006", "#000007"
@@ -59,6 +59,15 @@ WIDTH = 6.0
 MAX_LABELS_WITH_NUMBERS = 10
 MAX_CHARACTERS = 36
 """Of a name beside an axis: a longer one would leave no room for the picture."""
+
+
+class RowStep(NamedTuple):
+    """One step on the way of the rows: what it takes away, and how many rows are left after it."""
+
+    kind: Literal["left", "dropped", "held_out", "train"]
+    name: str
+    rows: int
+    left: int
 
 
 def accuracy_compared(rows: Sequence[tuple[str, float, float, float]]) -> str:
@@ -214,22 +223,57 @@ def slices(found: Sequence[Mapping[str, Any]], overall: float) -> str:
         return _svg(axes, "Accuracy by slice", told)
 
 
-def row_funnel(steps: Sequence[tuple[str, int]], splits: Sequence[tuple[str, int]]) -> str:
-    """How many rows are left after each step, the raw rows first, and how they are split in the end."""
-    first = max(steps[0][1], 1)
-    steps = [*steps, *splits]
-    with _drawing(0.5 * len(steps) + 0.3, grid="x") as axes:
-        for at, (_, rows) in enumerate(steps):
-            split = at - (len(steps) - len(splits))
-            axes.barh(at, rows, height=0.62, color=MUTED if split < 0 else SPLIT_COLOURS[split % 3])
+def row_funnel(steps: Sequence[RowStep]) -> str:
+    """Every raw row to where it went: what each step takes away hangs where it was, from the raw rows to train."""
+    first = max(steps[0].left, 1)
+    colours = {"dropped": SECOND, "held_out": THIRD, "left": MUTED, "train": FIRST}
+    with _drawing(0.36 * len(steps) + 0.3, grid="x") as axes:
+        for at, step in enumerate(steps):
+            taken = step.kind in ("dropped", "held_out")
+            start, rows = (step.left, step.rows) if taken else (0, step.left)
+            # The edge keeps one row of a million to be seen.
+            axes.barh(at, rows, left=start, height=0.64, color=colours[step.kind], edgecolor=colours[step.kind])
             axes.annotate(
-                f"{rows:,}  ({rows / first:.1%})", (rows, at), (6, 0), textcoords="offset points", va="center"
+                f"{'−' if taken else ''}{rows:,}  ({rows / first:.1%})",
+                (start + rows, at),
+                (6, 0),
+                textcoords="offset points",
+                va="center",
+                color=INK,
             )
-        _names_on_y(axes, [name for name, _ in steps])
-        axes.set_xlim(0, first * 1.3)
+            if at:
+                before = steps[at - 1].left
+                axes.plot([before, before], [at - 0.68, at - 0.32], color=GRID, linewidth=1)
+        _names_on_y(axes, [step.name for step in steps])
+        axes.set_xlim(0, first * 1.27)
         axes.set_xticks([])
         axes.spines["bottom"].set_visible(False)
-        return _svg(axes, "Rows from raw to training", "; ".join(f"{name}: {rows} rows" for name, rows in steps))
+        told = "; ".join(
+            f"{step.name}: {step.rows} rows, {step.left} left" if step.rows else f"{step.name}: {step.left} rows"
+            for step in steps
+        )
+        return _svg(axes, "Rows from raw to training", told)
+
+
+def leaking_features(
+    rows: Sequence[tuple[str, Mapping[str, float], bool]], limit: float, majority_accuracy: float
+) -> str:
+    """What metadata tell of the label: (feature, the share of the majority's errors avoided, whether it is accepted).
+
+    The first one is of all features together; those that are accepted are pale.
+    """
+    with _drawing(0.36 * len(rows) + 1.1, grid="x") as axes:
+        axes.axvline(limit, color=SECOND, linewidth=1.4, linestyle=(0, (3, 3)), label=f"warns beyond {limit:g}")
+        for at, (_, found, accepted) in enumerate(rows):
+            _interval(axes, at, found["value"], found["low"], found["high"], MUTED if accepted else FIRST)
+        _names_on_y(axes, [f"{name} (accepted)" if accepted else name for name, _, accepted in rows])
+        _percent_on_x(axes)
+        axes.set_xlabel(f"errors of the majority class ({1 - majority_accuracy:.1%} of validation) avoided")
+        _legend(axes, 1)
+        told = "; ".join(
+            f"{name}: {found['value']:.1%} ({found['low']:.1%} to {found['high']:.1%})" for name, found, _ in rows
+        )
+        return _svg(axes, "What metadata tell of the label", told)
 
 
 def drift_pictures(report: Mapping[str, Any]) -> dict[str, str]:

@@ -19,7 +19,7 @@ from tunewright.files import read_json, write_json
 
 Verdict = Literal["pass", "warn", "fail", "insufficient", "not_assessed"]
 
-DATA_STAGES = ("ingest", "validate", "prepare", "audit_data", "drift")
+DATA_STAGES = ("ingest", "validate", "prepare", "audit_data", "drift", "check_leaks")
 """The stages whose reports say whether the data can be trained on."""
 
 

@@ -167,6 +167,26 @@ def macro_f1(labels: np.ndarray, predicted: np.ndarray, classes: int) -> Statist
     return statistic
 
 
+def error_reduction(correct: np.ndarray, correct_before: np.ndarray) -> Statistic:
+    """The share of one guess's errors that another guess does not make: 1 − errors / errors before.
+
+    correct, correct_before: (N,) whether each row is right. 0 where there was no error to be avoided. With the
+    commonest class as the guess before, it is Goodman and Kruskal's λ.
+
+    Source: L. A. Goodman, W. H. Kruskal, Measures of association for cross classifications, JASA 49 (1954), section 5.
+    """
+    import numpy as np
+
+    errors_of, before_of = 1.0 - correct, 1.0 - correct_before
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        errors, before = weights @ errors_of, weights @ before_of
+        result: np.ndarray = np.where(before > 0, 1 - errors / np.maximum(before, 1), 0.0)
+        return result
+
+    return statistic
+
+
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> Statistic:
     """ECE of the highest probability, in bins of equal width: Σ rows/N · |accuracy − confidence|.
 

@@ -23,6 +23,7 @@ ORDER = [
     "prepare",
     "audit_data",
     "drift",
+    "check_leaks",
     "gate_data",
     "fetch_model",
     "tokenize",

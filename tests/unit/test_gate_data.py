@@ -29,6 +29,7 @@ def judge(folder: Path, require_assessed: bool = False, **changes: Any) -> GateD
         },
         "audit_data": {"findings": [assessed]},
         "drift": {"findings": [{**assessed, "rule": "drift.x"}]},
+        "check_leaks": {"findings": changes.get("leaks", [])},
     }
     for stage, report in reports.items():
         (folder / f"{stage}.json").write_text(json.dumps(report))
@@ -78,6 +79,13 @@ def test_what_is_not_assessed_closes_it_only_where_params_say_so(tmp_path: Path,
         judge(tmp_path, require_assessed=True, verdict=verdict)
 
 
+def test_a_leak_is_judged_too(tmp_path: Path) -> None:
+    leak = {"rule": "check_leaks.metadata_warn", "verdict": "warn", "found": "by `source`", "expected": "at most 0.25"}
+    assert judge(tmp_path, leaks=[leak]).findings[-1].verdict == "warn"
+    with pytest.raises(GateClosed, match=r"check_leaks\.metadata_warn: found by `source`"):
+        judge(tmp_path, leaks=[leak | {"verdict": "fail"}])
+
+
 def test_a_missing_report_is_named(tmp_path: Path) -> None:
     judge(tmp_path)
     missing = tmp_path / "none.json"
@@ -89,6 +97,7 @@ def test_a_missing_report_is_named(tmp_path: Path) -> None:
         prepare_report=tmp_path / "prepare.json",
         audit_data_report=tmp_path / "audit_data.json",
         drift_report=tmp_path / "drift.json",
+        check_leaks_report=tmp_path / "check_leaks.json",
     )
     limits = GateDataParams(max_dropped_fraction=0.2, max_label_share_gap=0.05, require_assessed=False)
     with pytest.raises(UserError, match=r"none\.json: not found"):

@@ -11,19 +11,20 @@ import pytest
 
 from stages.audit_data import AuditDataReport
 from stages.baseline import BaselineReport
+from stages.check_leaks import CheckLeaksReport
 from stages.drift import DriftReport
 from stages.evaluate import EvaluateReport
 from stages.fetch_model import FetchModelReport
 from stages.finetune import FinetuneParams, FinetuneReport
 from stages.ingest import IngestReport
 from stages.prepare import PrepareParams, PrepareReport
-from stages.report import SECTIONS, ReportParams, ReportPaths, ReportReport, run
+from stages.report import SECTIONS, ReportParams, ReportPaths, ReportReport, _steps, run
 from stages.tokenize import TokenizeReport
 from stages.validate import ValidateReport
 from stages.verdict import VerdictReport
 from tunewright import charts
 from tunewright.drift import LENGTH_EDGES, Profile
-from tunewright.files import write_parquet
+from tunewright.files import read_json, write_json, write_parquet
 from tunewright.params import load_params
 from tunewright.task_types.text_classification import Task, TaskParams
 
@@ -37,6 +38,12 @@ def estimate(value: float, half: float = 0.02) -> dict[str, float]:
 
 def finding(rule: str, verdict: str, found: str = "found so", expected: str = "expected so") -> dict[str, str]:
     return {"rule": rule, "verdict": verdict, "found": found, "expected": expected}
+
+
+KINDS = {
+    "email": {"policy": "redact", "values": 12, "rows": 9, "row_ids": ["a:1", "a:2"]},
+    "phone": {"policy": "warn", "values": 0, "rows": 0, "row_ids": []},
+}
 
 
 def drifted(labels: list[str]) -> dict[str, Any]:
@@ -69,6 +76,40 @@ def drifted(labels: list[str]) -> dict[str, Any]:
         "vanished_sources": ["old"],
         "length_edges": list(LENGTH_EDGES),
         "parts": [part],
+    }
+
+
+def leaks(labels: list[str]) -> dict[str, Any]:
+    """Two of 100 test rows in train, a label whose name tells, and a source that predicts."""
+    low, high = labels
+    worst = {"row_id": "new:7", "overlap": 0.75, "ngrams": 4, "train_row_id": "old:9"}
+    clean = {"rows": 70, "rows_with_overlap": 0, "contaminated": 0, "worst": []}
+    tell = {"label": high, "word": None, "rows": 330, "rows_with": 66, "other_rows": 350, "other_rows_with": 7}
+    feature = {"name": "line", "accepted": True, "accuracy": 0.97, "error_reduction": estimate(0.94)}
+    return {
+        "contamination": {
+            "validation": clean,
+            "test": {"rows": 100, "rows_with_overlap": 9, "contaminated": 2, "worst": [worst]},
+        },
+        "label_names": [{**tell, "difference": estimate(0.18)}],
+        "words": [{**tell, "label": low, "word": "meh<b>", "difference": estimate(0.61)}],
+        "metadata": {
+            "train_rows": 680,
+            "validation_rows": 70,
+            "majority": low,
+            "majority_accuracy": 0.5,
+            "accuracy": estimate(0.9),
+            "error_reduction": estimate(0.8),
+            "features": [feature, {**feature, "name": "source", "accepted": False, "error_reduction": estimate(0.79)}],
+        },
+        "limits": {
+            "contamination_ngram": 8,
+            "contamination_overlap": 0.7,
+            "label_name_warn": 0.05,
+            "metadata_warn": 0.25,
+            "word_warn": 0.5,
+        },
+        "findings": [finding("check_leaks.metadata_warn", "warn", "carried by `source`")],
     }
 
 
@@ -117,8 +158,8 @@ def reports(
         "prepare": PrepareReport(
             rows={"rows_in": 900, "rows_kept": 850, "dropped": {"duplicate": 50}},
             split_by="text",
-            normalised={"nfc": 0},
-            privacy={"kinds": {"email": {"policy": "redact", "values": 3, "rows": 2, "row_ids": ["r1", "r2"]}}},
+            normalised={"nfc": 3, "whitespace": 0},
+            privacy={"kinds": KINDS},
             distinct_texts=850,
             conflicting_texts=0,
             conflicting_text_rate=0.0,
@@ -140,6 +181,7 @@ def reports(
         "audit_data": AuditDataReport(
             label_counts={low: 350, high: 330}, label_shares=shares, features={}, findings=[]
         ),
+        "check_leaks": CheckLeaksReport(**leaks(labels)),
         "drift": DriftReport(
             prepared_sha256="e" * 64,
             profile=Profile(sources={}),
@@ -212,6 +254,28 @@ def make_page(
     accepted: bool = True,
 ) -> tuple[Path, ReportReport]:
     """Write a run's reports, predictions and rows into a folder, and make the page."""
+    write_run(folder, labels, findings, gate_open, text, accepted)
+    return folder / "report.html", draw(folder, labels, title, max_examples)
+
+
+def make_changed_page(folder: Path, **changes: dict[str, Any]) -> Page:
+    """The page after changes to keys of the reports of single stages."""
+    write_run(folder)
+    for stage, change in changes.items():
+        write_json(folder / f"{stage}.json", read_json(folder / f"{stage}.json") | change)
+    draw(folder)
+    return Page((folder / "report.html").read_text())
+
+
+def write_run(
+    folder: Path,
+    labels: tuple[str, str] = ("bad", "good"),
+    findings: list[dict[str, str]] = FINDINGS,
+    gate_open: bool = True,
+    text: str = "A film.",
+    accepted: bool = True,
+) -> None:
+    """Write what the page is made of: a run's reports, predictions and rows."""
     import pyarrow as pa
 
     low, high = labels
@@ -229,7 +293,16 @@ def make_page(
     }
     write_parquet(pa.table(predictions), folder / "predictions.parquet")
     rows = {"row_id": ["r3", "r2", "r1", "r0"], "text": [text, "Second surest.", "Third surest.", "Right."]}
-    write_parquet(pa.table(rows), folder / "prepared/test.parquet")
+    for split, size in {"train": 680, "validation": 70, "test": 100}.items():
+        table = {name: [*(values if split == "test" else [])] for name, values in rows.items()}
+        padded = {name: values + [""] * (size - len(values)) for name, values in table.items()}
+        write_parquet(pa.table({**padded, "source": ["reviews"] * size}), folder / f"prepared/{split}.parquet")
+
+
+def draw(
+    folder: Path, labels: tuple[str, str] = ("bad", "good"), title: str = "Reviews", max_examples: int = 2
+) -> ReportReport:
+    """Make the page of what `write_run` has written."""
     given = {name: folder / f"{name.removesuffix('_report')}.json" for name in ReportPaths.model_fields}
     given |= {
         "predictions": folder / "predictions.parquet",
@@ -239,17 +312,16 @@ def make_page(
     params = load_params(REPOSITORY / "params.yaml")
     split, training = params.value("prepare"), params.value("finetune")
     assert isinstance(split, PrepareParams) and isinstance(training, FinetuneParams)
-    report = run(
+    return run(
         ReportPaths(**given),
         ReportParams(title=title, max_examples=max_examples),
-        Task(TaskParams(type="text_classification", labels=[low, high])),
+        Task(TaskParams(type="text_classification", labels=list(labels))),
         seed=42,
         num_threads=2,
         split=split,
         training=training,
         confidence_level=0.95,
     )
-    return folder / "report.html", report
 
 
 class Page(HTMLParser):
@@ -259,15 +331,22 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.rows: list[str] = []
+        self.in_row = False
         self.feed(html)
+        self.html = html
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
         if tag == "tr":
+            self.in_row = True
             self.rows.append("")
 
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "tr":
+            self.in_row = False
+
     def handle_data(self, data: str) -> None:
-        if self.rows:
+        if self.in_row:
             self.rows[-1] += data if data.strip() else " "
 
     def ids(self) -> list[str]:
@@ -280,16 +359,67 @@ def test_the_figures_stand_on_the_page(tmp_path):
     assert "87.5%" in html and "85.6% to 89.2%, 100 rows" in html  # accuracy and its interval
     assert "+8.5" in html and "+6.1 to +10.9" in html  # the paired margin, in points
     assert "79.0%" in html and "50.0%" in html  # baseline, majority
-    assert "1,000" in html and "100 label in no bin" in html and "50 duplicate" in html
+    assert "1,000" in html and "100 label in no bin" in html
     assert "22,713,216" in html and "apache-2.0" in html and "MIT" in html
     for digit in "abcd":  # raw source, base model, tuned weights, tuned model
         assert digit * 64 in html
     assert "finetune.learning_rate" in html and "prepare.split.train" in html and "torch" in html
     assert report.sections == list(SECTIONS) and report.examples == 2
     assert report.pictures == [
-        "accuracy", "loss", "confusion", "reliability", "lengths", "labels", "funnel", "slices",
+        "accuracy", "loss", "confusion", "reliability", "lengths", "labels", "funnel", "slices", "leaks",
         "drift_measures", "drift_labels", "drift_lengths", "drift_words",
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    return make_changed_page(tmp_path_factory.mktemp("page"))
+
+
+def test_every_raw_row_is_accounted_for_in_one_table_and_one_picture(page):
+    rows = page.rows
+    start = rows.index("raw rows100.0%1,000")
+    assert rows[start : start + 8] == [
+        "raw rows100.0%1,000",
+        "ingest: label in no bin−10010.0%900",
+        "after ingest90.0%900",
+        "prepare: duplicate−505.0%850",
+        "after prepare85.0%850",
+        "test−10010.0%750",
+        "validation−707.0%680",
+        "train68.0%680",
+    ]
+    html = page.html
+    assert "1,000 raw = 150 dropped + 100 test + 70 validation + 680 train" in html
+    assert "ingest: label in no bin: 100 rows, 900 left; after ingest: 900 rows" in html  # the picture in words
+    assert "reviewsMIT1,000100 label in no bin9005068070100" in rows  # by source: 900 - 850 dropped by prepare
+
+
+def test_leaks_stand_on_the_page(page):
+    rows = page.rows
+    assert "test1009 (9.0%)2 (2.0%)new:7 75% old:9" in rows
+    assert "goodits name66 of 3307 of 3500.1800 [0.1600, 0.2000]" in rows
+    assert "badthe word “meh<b>”66 of 3307 of 3500.6100 [0.5900, 0.6300]" in rows
+    html = page.html
+    assert "carried by `source`" in html and "line (accepted)" in html and "warns beyond 0.25" in html
+
+
+def test_accounts_that_do_not_fit_together_are_a_defect():
+    found = {name: report.model_dump() for name, report in reports(["bad", "good"], FINDINGS).items()}
+    found["prepare"]["rows"]["rows_in"] = 899
+    with pytest.raises(ValueError, match="900 rows go into prepare, and it reports 899"):
+        _steps(found)
+
+
+def test_what_was_not_looked_for_is_not_assessed(tmp_path):
+    html = make_changed_page(tmp_path, prepare={"privacy": {"kinds": {}}}, check_leaks={"metadata": None}).html
+    assert "Every kind of personal data and secret is off" in html
+    assert "Metadata: not assessed." in html and 'aria-label="What metadata tell' not in html
+
+
+def test_personal_data_stand_on_the_page_by_count(page):
+    assert "emailredact1291.0%a:1, a:2, …" in page.rows
+    assert "phonewarn000.0%none" in page.rows
 
 
 def test_the_verdict_comes_first_and_the_worst_finding_on_top(tmp_path):
@@ -394,7 +524,7 @@ def test_links_pictures_and_tables_can_be_found_by_everyone(tmp_path):
     ]
     assert targets and {target[1:] for target in targets if target} <= set(ids)
     pictures = [found for tag, found in page.tags if tag == "svg"]
-    assert len(pictures) == 12
+    assert len(pictures) == 13
     assert all(found["role"] == "img" and found["aria-label"] for found in pictures)
     headers = [found for tag, found in page.tags if tag == "th"]
     assert headers and all(found["scope"] in ("col", "row") for found in headers)

@@ -12,6 +12,7 @@ from tunewright import statistics
 from tunewright.statistics import (
     bootstrap,
     brier_scores,
+    error_reduction,
     expected_calibration_error,
     jensen_shannon_divergence,
     macro_f1,
@@ -133,6 +134,16 @@ def test_brier_score_by_hand_and_by_scikit_learn() -> None:
     assert scores == pytest.approx([0.02, 1.28, 0.18, 0.605], abs=1e-9)
     theirs = brier_score_loss(LABELS, PROBABILITIES, scale_by_half=False)
     assert point(mean(scores), 4) == pytest.approx(theirs, abs=1e-9)
+
+
+def test_error_reduction_by_hand() -> None:
+    before = np.array([True, True, False, False, False, False])  # 4 errors
+    now = np.array([True, False, True, True, True, False])  # 2
+    assert point(error_reduction(now, before), 6) == 0.5
+    assert point(error_reduction(before, now), 6) == -1.0
+    # The first row three times, the third twice, the last once: 1 error against 3.
+    weights = np.array([[3.0, 0, 2, 0, 0, 1], [6.0, 0, 0, 0, 0, 0]])
+    assert error_reduction(now, before)(weights) == pytest.approx([2 / 3, 0.0])  # of no error none is avoided
 
 
 def test_bootstrap_of_two_rows() -> None:

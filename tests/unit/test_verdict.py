@@ -39,6 +39,7 @@ def reports() -> dict[str, Any]:
             ]
         },
         "drift": {"findings": [{"rule": "drift.psi_fail", "verdict": "pass", "found": "0.01", "expected": "0.1"}]},
+        "check_leaks": {"findings": []},
         "baseline": {"splits": {"test": {"metrics": {"accuracy": estimate(0.79)}}}},
         "evaluate": {
             "model_sha256": MODEL,
