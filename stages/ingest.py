@@ -37,6 +37,7 @@ from tunewright import sources
 from tunewright.errors import UserError
 from tunewright.files import parquet_writer, sha256_tree
 from tunewright.params import Fraction, Section
+from tunewright.privacy import pseudonym
 from tunewright.report import Report, RowAccount
 from tunewright.sources import WRONG_TYPE, Record, Rejected, named, shown
 from tunewright.stage import Dep, Out, Paths, run_stage
@@ -575,9 +576,10 @@ class _Ids:
         return f"{digest}-{self._ordinal(int(digest[:15], 16))}"
 
     def of_value(self, value: str) -> str:
-        """`SOURCE:ID`, for the value of an id column."""
+        """`SOURCE:ID`, for the value of an id column. One that is personal data, as an e-mail address is, stands as its
+        hash: row ids go on into the prepared rows and the reports."""
         self._ordinal(_hash(value))
-        return f"{self._name}:{value}"
+        return f"{self._name}:{pseudonym(value)}"
 
     def is_repeated(self, value: str) -> bool:
         """Whether `of_value` was asked for it more than once (or for another value of the same 60 bits)."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import ROWS, Project, reviews
-from tunewright.privacy import KINDS
+from tunewright.privacy import KINDS, pseudonym
 
 # Official test numbers, and ranges kept for documentation. The secrets are made here, so that no scanner takes this
 # file for a leak.
@@ -31,7 +31,9 @@ CANARIES = {
     "badge": "BDG-771204",
 }
 AUTHORS = ["canary.ann@example.org", "canary.bob@example.org", "canary.cho@example.org"]
-VALUES = [*CANARIES.values(), *AUTHORS]
+IDENTITY = "canary.ida@example.net"  # stands as the id of a row
+KEPT = [*CANARIES.values(), *AUTHORS]
+VALUES = [*KEPT, IDENTITY]
 # Where values of rows may be: what was given (this file too), and the rows themselves.
 GIVEN = ("data/raw/", "tests/", ".git/")
 DATA = (*GIVEN, "data/ingested.parquet", "data/quarantine.parquet", "data/prepared/")
@@ -44,6 +46,7 @@ def plant(project: Project, policy: str) -> None:
     values = list(CANARIES.values())
     for at in range(6 * len(values)):
         lines[7 * at] += f" write to {values[at % len(values)]} for more"
+    lines[1] = "\t".join([IDENTITY, *lines[1].split("\t")[1:]])
     lines = [f"{line}\t{AUTHORS[at % 3]}" for at, line in enumerate(lines)]
     path = project.root / "data/raw/movie_reviews/movie_reviews.tsv"
     path.write_bytes("\r\n".join([*lines, ""]).encode())
@@ -149,11 +152,11 @@ def test_what_must_not_be_there_closes_the_gate_and_what_warns_is_told_by_row(pr
     assert leaks(project, project.tunewright("run")) == []
     check_what_is_shown(project, "warn")
     texts = prepared(project)
-    assert [value for value in VALUES if value in texts] == VALUES
+    assert [value for value in VALUES if value in texts] == KEPT
 
 
 def check_what_is_shown(project: Project, policy: str) -> None:
-    """Kinds, counts and placeholders are told, and what the flow itself keeps was searched."""
+    """Kinds, counts, placeholders and row ids are told, and what the flow itself keeps was searched."""
     report = json.loads((project.root / "reports/prepare.json").read_text())
     assert {kind: found["policy"] for kind, found in report["privacy"]["kinds"].items()} == dict.fromkeys(
         [*KINDS, "badge"], policy
@@ -162,6 +165,7 @@ def check_what_is_shown(project: Project, policy: str) -> None:
     assert "write to [" in (project.root / "reports/report.html").read_text()  # among the errors that it quotes
     for name in ("audit_data", "evaluate"):
         assert '"[EMAIL_1]"' in (project.root / f"reports/{name}.json").read_text()
+    assert f"movie_reviews:{pseudonym(IDENTITY)} " in prepared(project)
     assert list((project.root / ".tunewright").rglob("*.db")) and (project.root / ".tunewright/logs").is_dir()
 
 
@@ -172,7 +176,7 @@ def prepared(project: Project) -> str:
     rows = [
         row for split in SPLITS for row in pq.read_table(project.root / f"data/prepared/{split}.parquet").to_pylist()
     ]
-    return "\n".join(f"{row['text']} {row['author']}" for row in rows)
+    return "\n".join(f"{row['row_id']} {row['text']} {row['author']}" for row in rows)
 
 
 def decoded(project: Project) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tunewright.privacy import KINDS, SHOWN, Guard, PrivacyParams, Span, mask, redact, scan
+from tunewright.privacy import KINDS, SHOWN, Guard, PrivacyParams, Span, mask, pseudonym, redact, scan
 from tunewright.regexes import compiled
 
 POLICIES: dict[str, Any] = dict.fromkeys(KINDS, "redact") | {"phone_regions": ["US"], "patterns": {}}
@@ -279,6 +279,13 @@ def test_a_report_holds_a_few_row_ids_and_no_value() -> None:
     assert report.kinds["email"].rows == SHOWN + 5 and len(report.kinds["email"].row_ids) == SHOWN
     assert report.kinds["email"].row_ids[0] == "mail:[EMAIL_1]"
     assert "example.com" not in report.model_dump_json() + json.dumps([found.found for found in report.findings()])
+
+
+def test_an_id_that_is_personal_data_becomes_its_hash() -> None:
+    assert pseudonym("row-17") == "row-17"
+    # printf jane@example.com | sha256sum
+    assert pseudonym("jane@example.com") == "8c87b489ce35cf2e2f39f80e282cb2e8"
+    assert pseudonym("jane@example.com") != pseudonym("joan@example.com")
 
 
 def test_every_kind_off_is_not_assessed() -> None:
