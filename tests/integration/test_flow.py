@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -44,6 +45,30 @@ def test_only_what_changed_runs_and_dvc_alone_does_the_same(new_toy: Callable[[s
     artifacts = {found["key"]: found["data"] for found in toy.ask("/artifacts/filter", limit=2, sort="CREATED_DESC")}
     assert set(artifacts) == {"reproduce-stages", "reproduce-summary"}
     assert "4 Unchanged" in artifacts["reproduce-summary"]
+
+
+def test_what_dvc_tracks_beside_dvc_yaml_is_no_stage_of_the_flow(toy: Any, tmp_path: Path) -> None:
+    (tmp_path / "origin.txt").write_text("raw")
+    (toy.folder / "raw.txt").unlink()
+    for command in (["import-url", str(tmp_path / "origin.txt"), "raw.txt"], ["add", "source.txt"]):
+        assert toy.sh("dvc", *command).returncode == 0
+    why = toy.tunewright("why").stdout
+    assert "it has not run yet" in why and ".dvc" not in why
+    assert toy.tunewright("run").returncode == 0
+    assert toy.ended() == dict.fromkeys(["one", "side", "two", "last"], "Ran")
+    assert "Nothing to run" in toy.tunewright("run").stdout
+
+    (tmp_path / "origin.txt").write_text("other")
+    assert "Nothing to run" in toy.tunewright("run").stdout  # until somebody asks
+    assert toy.sh("dvc", "update", "raw.txt.dvc").returncode == 0
+    assert "raw.txt changed" in toy.tunewright("why").stdout
+    assert toy.tunewright("run").returncode == 0
+    assert toy.ended() == {"one": "Ran", "side": "Unchanged", "two": "Ran", "last": "Ran"}
+
+    # A fresh clone has the .dvc file, and not yet the data.
+    (toy.folder / "raw.txt").unlink()
+    missing = toy.tunewright("run")
+    assert missing.returncode != 0 and "raw.txt" in missing.stdout and "dvc pull" in missing.stdout
 
 
 def test_a_failed_stage_fails_the_flow_and_stops_only_what_needs_it(toy: Any) -> None:
