@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import subprocess
 import threading
@@ -148,7 +149,9 @@ def _nodes(repo: Any) -> list[Node]:
 
 
 def _changes(repo: Any, name: str | None) -> dict[str, tuple[str, ...]]:
-    status = repo.status(targets=[name] if name else None)
+    # An import is frozen, and DVC would warn of each; and of one from a repository it would fetch that repository.
+    logging.getLogger("dvc.repo.status").setLevel(logging.ERROR)
+    status = repo.status(targets=[name] if name else None, check_updates=False)
     changed = {}
     for stage in repo.index.stages:
         if stage.cmd and stage.addressing in status:

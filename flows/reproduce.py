@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from prefect import flow, task
@@ -116,6 +117,10 @@ def _reproduce(node: Node, why: tuple[str, ...], run: Run) -> StageRun:
     """Run `dvc repro -s` and tell how it ended, by what the stage itself has left, never by DVC's text."""
     story = run_file(node.name)
     story.unlink(missing_ok=True)
+    missing = [dep for dep in node.deps if "://" not in dep and not Path(dep).exists()]
+    if missing:  # its upstreams have run, so nothing makes them; DVC would end without a word of it
+        mend = "`dvc pull` brings what DVC tracks; else put it there, or correct its path in params.yaml."
+        return StageRun(node.name, "BadInput", why, message=f"{', '.join(missing)}: not found. {mend}")
     log_file = STATE / "logs" / f"{node.name}.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
     console.starts(node.name, why)
