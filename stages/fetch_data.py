@@ -6,15 +6,15 @@ Writes  paths.hub_data    NAME.parquet for each data set, which a source of inge
 Report  paths.reports/fetch_data.json
 
 Only data files are read (Parquet, CSV, JSON), never a loading script; and only those of the commit itself, since
-nothing else is pinned. A class label is written by its name. A pinned commit gives the same bytes, so the stage
-runs again when params name another one.
+nothing else is pinned. The names of class labels stand in the schema that is written. A pinned commit gives the
+same bytes, so the stage runs again when params name another one.
 """
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field
 
@@ -24,11 +24,7 @@ from tunewright.params import Section
 from tunewright.report import Report
 from tunewright.stage import Out, Paths, run_stage
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 INDEX = "index.json"
-BATCH_ROWS = 16_384  # of a row group
 KINDS = ("csv", "json", "parquet")  # of data files; each is a module of `datasets` that reads them
 LONGEST = 300  # characters of a library's message that are passed on
 
@@ -112,7 +108,9 @@ def _fetch(wanted: DatasetParams, path: Path) -> DatasetReport:
     try:
         stated = _license(wanted)
         with tempfile.TemporaryDirectory(dir=path.parent) as cache:
-            rows, columns = _write(_load(wanted, cache), path)
+            dataset = _load(wanted, cache)
+            dataset.to_parquet(path)
+            rows, columns = len(dataset), dataset.column_names
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise UserError(
             f"fetch_data.datasets: {wanted.name}: the hub has no {hub_id}, or it asks for a token: HF_TOKEN."
@@ -179,36 +177,6 @@ def _read_as_strings(config: Any, wanted: DatasetParams, file: str) -> None:
     header = pd.read_csv(path, **(config.pd_read_csv_kwargs | {"nrows": 0, "chunksize": None}))
     config.features = datasets.Features(dict.fromkeys(header.columns, datasets.Value("string")))
     config.keep_default_na = False
-
-
-def _write(dataset: Any, path: Path) -> tuple[int, list[str]]:
-    """Write a data set as Parquet; the number of its rows, and its columns."""
-    import datasets
-    import pyarrow.parquet as pq
-
-    labels = {
-        name: feature.names for name, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)
-    }
-    writer = None
-    for batch in dataset.with_format("arrow").iter(batch_size=BATCH_ROWS):
-        table = _with_label_names(batch, labels)
-        writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
-        writer.write_table(table)
-    if writer is not None:
-        writer.close()
-    return len(dataset), list(dataset.column_names)
-
-
-def _with_label_names(table: pa.Table, labels: dict[str, list[str]]) -> pa.Table:
-    """The table with each class label as its name instead of its number; the number -1, for none, as null."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    for column, names in labels.items():
-        numbers = table.column(column)
-        known = pc.if_else(pc.greater_equal(numbers, 0), numbers, None)
-        table = table.set_column(table.column_names.index(column), column, pc.take(pa.array(names), known))
-    return table.replace_schema_metadata(None)
 
 
 def _explained(error: Exception) -> str:

@@ -30,6 +30,7 @@ CHEAP = [
     "dvc metrics show",
     "pre-commit install",
 ]
+IMPORTS = "tests/integration/test_imports.py"
 # What is long, or what would run this very suite, is run by another test or is how the tests are run.
 ELSEWHERE = {
     "make run": "Makefile",
@@ -41,6 +42,16 @@ ELSEWHERE = {
     "source .venv/bin/activate": "Makefile",
     "pytest tests/contract": ".ci/run",
     "dvc repro": "tests/integration/test_pipeline.py",
+    "dvc add data/raw/reviews.csv": IMPORTS,
+    "dvc remote add store s3://reviews": IMPORTS,
+    "dvc remote modify store endpointurl http://127.0.0.1:9000": IMPORTS,
+    "dvc import-url remote://store/2026/reviews.csv data/raw/reviews.csv": IMPORTS,
+    "dvc update data/raw/reviews.csv.dvc": IMPORTS,
+    "dvc config --local db.shop.url sqlite:///shop.db": IMPORTS,
+    'dvc import-db --conn shop --sql "select * from reviews order by id" --out data/raw/reviews.csv': IMPORTS,
+    "dvc import ../other reviews.csv --out data/raw/reviews.csv": IMPORTS,
+    "dvc pull": IMPORTS,
+    "pip install --constraint requirements/constraints.txt --requirement requirements/imports.txt": "Makefile",
     "tunewright run": "tests/integration/test_flow.py",
     "tunewright accept": "tests/integration/test_drift.py",
     "tunewright run --jobs 1": "tests/integration/test_flow.py",

@@ -79,7 +79,7 @@ def imported(tmp_path: Path) -> Imported:
     return Imported(project)
 
 
-def test_a_file_that_dvc_add_tracks(imported):
+def test_a_file_that_dvc_add_tracks(imported, tmp_path):
     imported.use()
     path = imported.project.root / "data/raw/reviews.csv"
     path.write_bytes(csv(ROWS))
@@ -93,6 +93,14 @@ def test_a_file_that_dvc_add_tracks(imported):
     path.write_bytes(csv(MORE))
     assert "data/raw/reviews.csv changed" in imported.project.tunewright("why").stdout
     assert imported.ingest() == {"ingest"} and imported.rows() == MORE
+
+    imported.dvc("add", "data/raw/reviews.csv")
+    imported.dvc("remote", "add", "--default", "disk", str(tmp_path / "remote"))
+    imported.dvc("push", "data/raw/reviews.csv")
+    path.unlink()
+    shutil.rmtree(imported.project.root / ".dvc/cache")
+    imported.dvc("pull", "data/raw/reviews.csv")
+    assert imported.ingest() == set()
 
 
 @pytest.fixture
@@ -137,8 +145,8 @@ def test_a_query_of_sqlite(imported, tmp_path):
     with sqlite3.connect(tmp_path / "shop.db") as database:
         database.execute("create table reviews (id integer primary key, text text, label text)")
         database.executemany("insert into reviews values (?, ?, ?)", ROWS)
-    imported.dvc("config", "db.shop.url", f"sqlite:///{tmp_path / 'shop.db'}")
-    query = "select id, text, label from reviews order by id"
+    imported.dvc("config", "--local", "db.shop.url", f"sqlite:///{tmp_path / 'shop.db'}")
+    query = "select * from reviews order by id"
     imported.dvc("import-db", "--conn", "shop", "--sql", query, "--out", "data/raw/reviews.csv")
     imported.use()
     assert "ingest" in imported.ingest() and imported.rows() == ROWS
@@ -205,7 +213,7 @@ def test_a_query_of_postgresql(imported, postgresql):
         database.execute("create table reviews (id serial, text text, label text)")
         database.cursor().executemany("insert into reviews (text, label) values (%s, %s)", [row[1:] for row in ROWS])
     imported.dvc("config", "--local", "db.shop.url", f"postgresql+psycopg://tester@/postgres?host={postgresql}")
-    query = "select id, text, label from reviews order by id"
+    query = "select * from reviews order by id"
     imported.dvc("import-db", "--conn", "shop", "--sql", query, "--out", "data/raw/reviews.csv")
     imported.use()
     assert "ingest" in imported.ingest() and imported.rows() == ROWS

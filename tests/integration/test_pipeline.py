@@ -17,6 +17,7 @@ from tests.conftest import REPOSITORY, Project
 from tunewright.files import read_json, sha256_tree
 
 ORDER = [
+    "fetch_data",
     "ingest",
     "validate",
     "prepare",
@@ -36,7 +37,7 @@ ORDER = [
 STAGES = set(ORDER)
 FROM_VERDICT = {"verdict", "report", "gate_model", "export"}
 FROM_FINETUNE = {"finetune", "evaluate", *FROM_VERDICT}
-FROM_PREPARE = STAGES - {"ingest", "validate", "fetch_model"}
+FROM_PREPARE = STAGES - {"fetch_data", "ingest", "validate", "fetch_model"}
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,7 @@ class Change:
 CHANGES = [
     Change("learning rate", set_param("finetune", learning_rate=2e-3), "finetune.learning_rate", FROM_FINETUNE),
     Change("split seed", set_param("prepare", split_seed=1), "prepare.split_seed", FROM_PREPARE),
-    Change("one changed label", flip_one_label, "data/raw/movie_reviews", STAGES - {"fetch_model"}),
+    Change("one changed label", flip_one_label, "data/raw/movie_reviews", STAGES - {"fetch_data", "fetch_model"}),
     Change("max_length", set_param("tokenize", max_length=40), "tokenize.max_length", {"tokenize", *FROM_FINETUNE}),
     Change("a gate's threshold", set_param("verdict", min_accuracy=0.2), "verdict.min_accuracy", FROM_VERDICT),
     # Its outputs are the same bytes as before, so nothing below it runs.
@@ -139,7 +140,7 @@ CHANGES = [
         "a pin in requirements/train.txt",
         edit_text("requirements/train.txt", "datasets==", "# pinned again\ndatasets=="),
         "requirements/train.txt",
-        {"fetch_model", "tokenize", "finetune", "evaluate", "report", "export"},
+        {"fetch_data", "fetch_model", "tokenize", "finetune", "evaluate", "report", "export"},
     ),
 ]
 
@@ -233,7 +234,7 @@ class TestBadInput:
             assert name in printed
         assert "Traceback" not in printed
         done = {stage for stage in project.ran() if read_json(project.run_file(stage))["outcome"] == "ran"}
-        assert done <= {"fetch_model"}  # which does not look at the data
+        assert done <= {"fetch_data", "fetch_model"}  # which do not look at the data
         left = project.run("git", "status", "--porcelain", "--untracked-files=all", "--ignored").stdout
         assert "~" not in left
 

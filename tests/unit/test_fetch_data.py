@@ -124,12 +124,14 @@ def rows(fetched, name: str) -> list:
     return pq.read_table(folder / name / f"{name}.parquet").to_pylist()
 
 
-def test_a_label_arrives_by_its_name_and_no_label_as_null(fetched):
+def test_rows_arrive_as_they_are_with_the_names_of_the_labels(fetched):
     assert rows(fetched, "plain") == [
-        {"text": "bad", "label": "negative"},
-        {"text": "good", "label": "positive"},
-        {"text": "odd", "label": None},
+        {"text": "bad", "label": 0},
+        {"text": "good", "label": 1},
+        {"text": "odd", "label": -1},
     ]
+    metadata = pq.read_schema(fetched[0] / "plain/plain.parquet").metadata[b"huggingface"]
+    assert json.loads(metadata)["info"]["features"]["label"]["names"] == ["negative", "positive"]
 
 
 def test_the_index_names_origin_licence_rows_and_bytes(fetched):
