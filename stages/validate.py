@@ -24,7 +24,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from tunewright.errors import UserError
-from tunewright.files import atomic_folder, read_parquet
+from tunewright.files import atomic_folder, open_parquet, read_parquet
 from tunewright.params import Fraction, Section
 from tunewright.report import Report, RowAccount
 from tunewright.stage import Dep, Out, Paths, run_stage
@@ -40,10 +40,12 @@ COUNTS = {
     "unexpected_percent_nonmissing",
     "unexpected_percent_total",
 }
-# Of these expectations the observed value is a count, a fraction or a type.
-OBSERVED = re.compile(r"_count_|_proportion_|_of_type$|_type_to_be$|_type_list$")
+# Of these expectations the observed value is a count, a fraction, a type or the names of columns.
+OBSERVED = re.compile(r"_columns_to_match_|_count_|_proportion_|_of_type$|_type_to_be$|_type_list$")
 # Of the page: the ids of its elements, and the date that is sent along with the request for a logo.
 CHANGING = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d{8}T\d{6}\.\d{6}Z")
+# Kwargs by which an expectation looks beyond the columns that it names.
+WHOLE = {"column_index", "condition_parser", "row_condition"}
 # Great Expectations still has its file, and knows it no more.
 DEPRECATED = {"expect_multicolumn_values_to_be_unique"}
 
@@ -120,34 +122,53 @@ class ValidateReport(Report):
 
 def run(paths: ValidatePaths, params: ValidateParams, task: TaskType) -> ValidateReport:
     """Make the suite, measure it, write the page."""
-    table = read_parquet(paths.ingested)
     # Its log would repeat rows' values where an expectation can't be computed.
     logging.getLogger("great_expectations").setLevel(logging.CRITICAL)
     gc.disable()  # the import makes thousands of classes and no garbage: an eighth of its seconds
     import great_expectations as gx
 
     gc.enable()
+    from great_expectations.execution_engine import pandas_execution_engine
+
+    # Twice it takes a fingerprint of the rows, for a store that is not kept: of a million, most of the time.
+    pandas_execution_engine.HASH_THRESHOLD = 0
+    expectations = _expectations(params, task)
+    with open_parquet(paths.ingested) as file:
+        columns, rows = file.schema_arrow.names, file.metadata.num_rows
+    frame = read_parquet(paths.ingested, _looked_at(params, task, columns)).to_pandas()
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
     asset = context.data_sources.add_pandas("ingested").add_dataframe_asset("rows")
-    batch = asset.add_batch_definition_whole_dataframe("whole").get_batch({"dataframe": table.to_pandas()})
+    batch = asset.add_batch_definition_whole_dataframe("whole").get_batch({"dataframe": frame})
     suite = gx.ExpectationSuite(name="contract")
-    suite.expectations = _expectations(params, task)
+    suite.expectations = expectations
     # The results come back in an order of Great Expectations' own: each carries its place in the suite.
     for place, expectation in enumerate(suite.expectations):
         expectation.meta = {"place": place}
     result = batch.validate(suite, result_format={"result_format": "BASIC", "partial_unexpected_count": 0})
     result.results.sort(key=lambda found: found.expectation_config.meta.pop("place"))
     for found in result.results:
-        _strip(found, table.column_names)
+        _strip(found, columns)
     with atomic_folder(paths.data_docs) as folder:
         (folder / "index.html").write_text(_page(result), encoding="utf-8")
-    expectations = [_reported(found) for found in result.results]
+    reported = [_reported(found) for found in result.results]
     return ValidateReport(
-        rows=RowAccount(rows_in=table.num_rows, rows_kept=table.num_rows),
-        success=all(expectation.success for expectation in expectations),
-        expectations=expectations,
+        rows=RowAccount(rows_in=rows, rows_kept=rows),
+        success=all(expectation.success for expectation in reported),
+        expectations=reported,
     )
+
+
+def _looked_at(params: ValidateParams, task: TaskType, columns: list[str]) -> list[str]:
+    """The columns to read: those that an expectation names, or all where one may look at any."""
+    named = [*task.columns, *params.unique_columns]
+    for kwargs in (expectation.kwargs for expectation in params.expectations):
+        own = [kwargs[key] for key in ("column", "column_A", "column_B") if key in kwargs]
+        own += kwargs.get("column_list", [])
+        if not own or WHOLE & kwargs.keys():
+            return columns
+        named += own
+    return [name for name in columns if name in named]
 
 
 def _expectations(params: ValidateParams, task: TaskType) -> list[Any]:

@@ -117,6 +117,24 @@ def test_nulls_within_the_limit_are_met(tmp_path: Path) -> None:
     assert named(report, "expect_column_values_to_not_be_null of label").expected == "mostly 0.75"
 
 
+def test_an_expectation_sees_the_columns_that_it_may_look_at(tmp_path: Path) -> None:
+    whole = ["row_id", "line", "text", "label"]
+    of_label = {"type": "expect_column_value_lengths_to_equal", "kwargs": {"column": "label", "value": 3}}
+    conditional = {"row_condition": "line > 1", "condition_parser": "pandas"}
+    for expectation in (
+        {"type": "expect_table_columns_to_match_ordered_list", "kwargs": {"column_list": whole}},
+        {"type": "expect_table_columns_to_match_set", "kwargs": {"column_set": whole}},
+        {"type": "expect_table_column_count_to_equal", "kwargs": {"value": 4}},
+        {"type": "expect_column_to_exist", "kwargs": {"column": "label", "column_index": 3}},
+        {
+            "type": "expect_column_values_to_be_in_set",
+            "kwargs": {"column": "text", "value_set": ["poor"], **conditional},
+        },
+        {"type": "expect_column_values_to_be_between", "kwargs": {"column": "line", "min_value": 1, "max_value": 2}},
+    ):
+        assert failed(validate(tmp_path, GOOD, expectations=[of_label, expectation])) == {}, expectation
+
+
 def test_no_value_of_a_row_is_left_behind(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Expectations of every kind: counted by row, aggregated, raising with the value in their message."""
     rows = [*GOOD, (CANARY * 4, CANARY), (CANARY, "pos")]
