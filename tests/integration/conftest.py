@@ -101,8 +101,9 @@ PATHS = {
     "tokens": "out/last.txt",
     **dict.fromkeys(
         (
-            "hub_data", "data_docs", "drift_reference", "drift_plots", "data_passed", "tokenize_plots", "tuned_model",
-            "curves", "baseline_predictions", "predictions", "evaluate_plots", "report_page", "model_passed", "export",
+            "hub_data", "quarantine", "data_docs", "drift_reference", "drift_plots", "data_passed", "tokenize_plots",
+            "tuned_model", "curves", "baseline_predictions", "predictions", "evaluate_plots", "report_page",
+            "model_passed", "export",
         ),
         "unused",
     ),
