@@ -10,10 +10,13 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 .DEFAULT_GOAL := help
-.PHONY: help run why check serve deploy test test-all lint bench clean
+.PHONY: help init run why check serve deploy test test-all lint bench clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+init: $(READY) ## write a params.yaml for your own data: DATA=my.csv, and further options in ARGS="…"
+	@tunewright init "$(DATA)" $(ARGS)
 
 run: $(READY) ## set everything up and run the recipe in params.yaml
 	@tunewright run

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.text import Text
@@ -49,6 +49,65 @@ def main(
 ) -> None:
     """Everything works on the project in the working folder: its params.yaml, dvc.yaml and stages."""
     sys.path.insert(0, str(Path.cwd()))
+
+
+@app.command(rich_help_panel=DATA)
+def init(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A file of rows, or a folder of texts.")],
+    name: Annotated[str | None, typer.Option(help="Of the folder under data/raw; the file's, if not given.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="The column of texts.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="The column of labels, or of a score.")] = None,
+    format_: Annotated[
+        str | None, typer.Option("--format", help="csv, jsonl, parquet, …: a file of tunewright/sources/.")
+    ] = None,
+    encoding: Annotated[str | None, typer.Option(help="As Python calls it: utf-8, cp1252, utf-16, …")] = None,
+    delimiter: Annotated[str | None, typer.Option(help="Between the fields of a line; \\t for a tab.")] = None,
+    quoting: Annotated[
+        Literal["minimal", "none"] | None, typer.Option(help="minimal, or none: quotes are plain characters.")
+    ] = None,
+    header: Annotated[
+        bool | None, typer.Option("--header/--no-header", help="Whether the first line names the columns.")
+    ] = None,
+    license_: Annotated[str | None, typer.Option("--license", help="Of the data.")] = None,
+    model_name_or_path: Annotated[
+        str | None, typer.Option(help="The base model: package:…, ./folder, or a hub id.")
+    ] = None,
+    model_revision: Annotated[str | None, typer.Option(help="The 40-digit commit of a hub id.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Although params.yaml holds edits; a copy is kept.")] = False,
+) -> None:
+    """Look at a data file, copy it, and write a params.yaml worth running, each guess with its reason."""
+    from flows.init import Wishes, init
+
+    with _told():
+        wishes = Wishes(
+            name=name,
+            text_column=text_column,
+            label_column=label_column,
+            format=format_,
+            encoding=encoding,
+            delimiter=delimiter,
+            quoting=quoting,
+            header=header,
+            license=license_,
+            model_name_or_path=model_name_or_path,
+            model_revision=model_revision,
+            force=force,
+        )
+        console.print(Text(init(data, wishes)))
+
+
+@app.command(rich_help_panel=DATA)
+def suggest_contract(
+    data: Annotated[
+        Path | None, typer.Argument(metavar="[DATA]", help="A raw file; without one, what ingest has written.")
+    ] = None,
+    write: Annotated[bool, typer.Option("--write", help="Put it into params.yaml.")] = False,
+) -> None:
+    """Propose Great Expectations for the data contract, each with what was observed."""
+    from flows.contract import suggest
+
+    with _told():
+        typer.echo(suggest(data, write))
 
 
 @app.command(rich_help_panel=RUN)

@@ -145,6 +145,7 @@ class SourceParams(Section):
     format: Annotated[str, AfterValidator(_known_format)] | None = None
     license: Name
     encoding: Annotated[str, AfterValidator(_known_encoding)] = "utf-8"
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
     column_names: Annotated[Names, Field(min_length=1)] | None = None
     quoting: Literal["minimal", "none"] = "minimal"
     rename_columns: dict[Name, Name] = Field(default_factory=dict)
@@ -162,6 +163,8 @@ class SourceParams(Section):
             raise ValueError("either `path` or `dataset`")
         if (self.path is None) != (self.format is None):
             raise ValueError("a `format` with `path`, and none with `dataset`")
+        if self.delimiter is not None and self.format != "csv":
+            raise ValueError("a `delimiter` with `format: csv` only")
         if self.label_bins and (self.label_mapping or self.label_separator):
             raise ValueError("`label_bins` without `label_mapping` and `label_separator`")
         _distinct(list(self.rename_columns.values()))

@@ -33,6 +33,7 @@ CHEAP = [
 IMPORTS = "tests/integration/test_imports.py"
 # What is long, or what would run this very suite, is run by another test or is how the tests are run.
 ELSEWHERE = {
+    "make init DATA=my.csv": "Makefile",
     "make run": "Makefile",
     "make why": "Makefile",
     "make test": ".ci/run",
@@ -52,6 +53,9 @@ ELSEWHERE = {
     "dvc import ../other reviews.csv --out data/raw/reviews.csv": IMPORTS,
     "dvc pull": IMPORTS,
     "pip install --constraint requirements/constraints.txt --requirement requirements/imports.txt": "Makefile",
+    "tunewright init my.csv": "tests/integration/test_init.py",
+    "tunewright suggest-contract": "tests/unit/test_suggest_contract.py",
+    "tunewright suggest-contract --write": "tests/integration/test_init.py",
     "tunewright run": "tests/integration/test_flow.py",
     "tunewright accept": "tests/integration/test_drift.py",
     "tunewright run --jobs 1": "tests/integration/test_flow.py",
@@ -115,7 +119,7 @@ def test_every_make_target_of_the_docs_exists_and_has_help() -> None:
 
 def test_every_option_of_the_docs_exists() -> None:
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
-    subcommands = set(re.findall(r"(?:`|\$ )tunewright ([a-z]+)", text))
+    subcommands = set(re.findall(r"(?:`|\$ )tunewright ([a-z-]+)", text))
     helps = {}
     for name in sorted(subcommands):
         done = subprocess.run(

@@ -23,13 +23,13 @@ def test_help_groups_the_commands_by_what_a_user_wants() -> None:
     groups = re.findall(r"╭─ (.+?) ─", shown)
     assert groups == [
         "Options",
-        "Run the recipe",
         "Your data",
+        "Run the recipe",
         "Look before you run",
         "Schedules, and a page to watch runs",
     ]
-    assert re.findall(r"^│ (run|accept|why|check|serve|deploy) ", shown, re.MULTILINE) == [
-        "run", "accept", "why", "check", "serve", "deploy",
+    assert re.findall(r"^│ (init|suggest-contract|accept|run|why|check|serve|deploy) ", shown, re.MULTILINE) == [
+        "init", "suggest-contract", "accept", "run", "why", "check", "serve", "deploy",
     ]  # fmt: skip
 
 

@@ -119,6 +119,14 @@ def test_several_sources_of_every_format_give_one_table(tmp_path: Path) -> None:
     assert [found.rows.rows_in for found in report.sources] == [2, 1, 2, 1]
 
 
+def test_a_csv_file_may_have_another_delimiter(tmp_path: Path) -> None:
+    put(tmp_path, b'review;stars\n"good; really";pos\n3,5 of 4;neg\n')
+    ingest(tmp_path, source(delimiter=";"))
+    assert [(row["text"], row["label"]) for row in rows(tmp_path)] == [("good; really", "pos"), ("3,5 of 4", "neg")]
+    with pytest.raises(ValidationError, match="a `delimiter` with `format: csv` only"):
+        parameters(source(format="tsv", delimiter=";"))
+
+
 def test_the_same_bytes_twice_and_rows_of_a_removed_source_are_gone(tmp_path: Path) -> None:
     put(tmp_path, CSV)
     put(tmp_path, CSV, "more.csv")

@@ -29,8 +29,10 @@ from tunewright.sources import (
 NO_LIMIT = 2**31 - 1  # of csv's own, a field: here a record as a whole is limited
 
 
-def records(path: Path, settings: Settings, limit: int, delimiter: str = ",") -> Iterator[Record | Rejected]:
+def records(path: Path, settings: Settings, limit: int, delimiter: str | None = None) -> Iterator[Record | Rejected]:
     """Every record of a delimited file; `settings.column_names` stand in for a header line that the file lacks.
+
+    delimiter: of the format; None: as `settings.delimiter` says, or a comma.
 
     Raises
         UserError  for a header line that can't be read or names a column twice.
@@ -55,7 +57,7 @@ def records(path: Path, settings: Settings, limit: int, delimiter: str = ",") ->
             yield Record(start, dict(zip(columns, fields, strict=True)))
 
 
-def columns(path: Path, settings: Settings, delimiter: str = ",") -> list[str]:
+def columns(path: Path, settings: Settings, delimiter: str | None = None) -> list[str]:
     """The names that params give, or the header line."""
     if settings.column_names is not None:
         return settings.column_names
@@ -65,12 +67,14 @@ def columns(path: Path, settings: Settings, delimiter: str = ",") -> list[str]:
     return []
 
 
-def _parsed(path: Path, settings: Settings, limit: int, delimiter: str) -> Iterator[tuple[list[Line], list[str], str]]:
+def _parsed(
+    path: Path, settings: Settings, limit: int, delimiter: str | None
+) -> Iterator[tuple[list[Line], list[str], str]]:
     """Each record that is not blank: its lines, its fields, and what is wrong with its quotes."""
     feed = _Feed(lines(path, settings.encoding, limit), limit)
     reader = csv.reader(
         feed,
-        delimiter=delimiter,
+        delimiter=delimiter or settings.delimiter or ",",
         quoting=csv.QUOTE_NONE if settings.quoting == "none" else csv.QUOTE_MINIMAL,
         strict=True,
     )
