@@ -47,8 +47,8 @@ test-all: $(DEV) ## the gate, and what is long or heavy
 lint: $(DEV) ## style, types and structure, mending what can be mended
 	@ruff check --fix . && ruff format . && mypy && lint-imports
 
-bench: $(READY) ## the benchmarks: overheads, and the same job done run_glue's way
-	@python -m benchmarks.overhead && python -m benchmarks.run_glue
+bench: $(READY) ## the benchmarks: overheads, growth with the rows, and the same job done run_glue's way
+	@python -m benchmarks.overhead && python -m benchmarks.scale && python -m benchmarks.run_glue
 
 clean: ## remove the environment and what runs left behind; data, models and the DVC cache stay
 	rm -rf $(VENV) .tunewright .mypy_cache .pytest_cache .ruff_cache
