@@ -73,7 +73,9 @@ def test_several_labels_a_row_are_counted_and_no_group_is_compared(tmp_path: Pat
         pa.table({"text": ["a"] * 4, "label": labels, "who": ["x"] * 4}), tmp_path / "prepared/train.parquet"
     )
     task = multi_label.Task(multi_label.TaskParams(type="multi_label_classification", labels=["neg", "pos"]))
-    report = run(AuditDataPaths(prepared=tmp_path / "prepared"), AuditDataParams.model_validate(BASE), task)
+    report = run(
+        AuditDataPaths(prepared=tmp_path / "prepared"), AuditDataParams.model_validate(BASE), task, privacy=None
+    )
     assert report.label_counts == {"neg": 1, "pos": 3}
     assert report.label_shares == {"neg": 0.25, "pos": 0.75}
     (finding,) = report.findings
