@@ -263,3 +263,10 @@ def test_no_two_test_modules_share_a_test_s_name() -> None:
         names = re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
         twice = [name for name, count in Counter(names).items() if count > 1]
         assert not twice, f"{path.relative_to(ROOT)}: {twice}"
+
+
+def test_every_fault_has_the_test_that_its_page_names() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?` \|$", (ROOT / "docs/faults.md").read_text(), re.MULTILINE)
+    assert len(named) > 30
+    for path, name in named:
+        assert f"def {name}" in (ROOT / path).read_text(encoding="utf-8"), f"{path}::{name}"
