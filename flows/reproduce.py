@@ -104,6 +104,9 @@ def stage(node: Node, run: Run) -> State[None]:
                 ended = _reproduce(node, why, run)
     except UserError as error:
         ended = StageRun(node.name, FAILED_STATES[error.outcome], message=str(error))
+    except Exception as error:  # a defect of the flow itself: told as a stage's is
+        get_run_logger().exception("%s: the flow failed", node.name)
+        ended = StageRun(node.name, "Failed", message=f"the flow failed: {type(error).__name__}: {error}")
     run.ended[node.name] = ended
     console.ended(node.name, ended.state, ended.message)
     if ended.state in ("Unchanged", "Restored"):
@@ -143,8 +146,6 @@ def _reproduce(node: Node, why: tuple[str, ...], run: Run) -> StageRun:
             limit = f"{run.timeout_seconds:g} s"
             message = f"ended after {limit}, the limit (--stage-timeout); its whole process group was ended"
             return StageRun(node.name, "TimedOut", why, time.perf_counter() - started, message)
-        except ConnectionError as error:
-            return StageRun(node.name, "Failed", why, time.perf_counter() - started, str(error))
         except Stopped:
             return StageRun(node.name, "Stopped", why, time.perf_counter() - started, "ended with the run")
     seconds = time.perf_counter() - started

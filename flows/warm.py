@@ -110,20 +110,19 @@ def _serve(channel: socket.socket) -> None:
         request, descriptors, _, _ = socket.recv_fds(channel, _LARGEST_REQUEST, size)
         if not request:
             return
-        pid = os.fork()
-        if pid == 0:
-            channel.close()
-            _run(json.loads(request), *descriptors)
+        if os.fork() == 0:
+            _run(channel, json.loads(request), *descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
-        channel.send(str(pid).encode())
 
 
-def _run(arguments: list[str], output: int, status_pipe: int) -> NoReturn:
-    """What a fork does: `dvc` with these arguments, and then tell its status."""
+def _run(channel: socket.socket, arguments: list[str], output: int, status_pipe: int) -> NoReturn:
+    """What a fork does: tell its number, run `dvc` with these arguments, and tell its status."""
     status = 1
     try:
-        os.setsid()
+        os.setsid()  # before it is known: whoever knows it may end its group
+        channel.send(str(os.getpid()).encode())
+        channel.close()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.set_inheritable(status_pipe, False)  # or the stage would hold it open after a killed `dvc`
         for standard in (1, 2):

@@ -60,6 +60,7 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Judge:
         raw = tmp_path / "data/raw/movie_reviews/movie_reviews.tsv"
         raw.parent.mkdir(parents=True, exist_ok=True)
         raw.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (tmp_path / "data/accepted.json").write_text('{"accepted": null}')
         yaml = YAML()
         params = yaml.load(REPOSITORY / "params.yaml")
         params["validate"]["min_rows"] = 1

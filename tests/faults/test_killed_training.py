@@ -58,8 +58,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple
     project.edit(
         lambda params: params["finetune"].update(num_train_epochs=3, eval_steps=16, early_stopping_patience=100)
     )
-    for stage in ("ingest", "validate", "prepare", "audit_data", "gate_data", "fetch_model", "tokenize"):
-        project.stage(stage)
+    project.run("dvc", "repro", "tokenize")
     model, report, _ = train(project)
     assert report["stopped_early"] is False
     return project, model, report

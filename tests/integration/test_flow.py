@@ -130,7 +130,8 @@ def test_no_orphan_and_no_lock_is_left_by_a_signal(toy: Any, wait_for: Any) -> N
     toy.set("one.mode", "ok")
     done = toy.tunewright("run")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert toy.executed() == ["last", "one", "two"]  # `side` was recorded by the first of the stopped runs
+    # `side` is at work beside `one`: the stopped runs may have recorded it or not.
+    assert [name for name in toy.executed() if name != "side"] == ["last", "one", "two"]
 
 
 def test_a_run_starts_its_own_server_and_leaves_nothing(toy_alone: Any, wait_for: Any) -> None:

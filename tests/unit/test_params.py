@@ -190,7 +190,7 @@ def test_every_fault_of_a_file_is_reported_at_once_in_the_order_of_its_lines(tmp
         ("  max_length:", "  max_lenght: 128"),
         ("  learning_rate:", "  learning_rate: -1e-4"),
         ("  weight_decay:", "  warmup_steps: 0.1"),
-        ("  bootstrap_samples:", "  bootstrap_samples: .nan"),
+        ("  calibration_bins:", "  calibration_bins: .nan"),
         ("  onnx:", "  onnx: perhaps"),
     )
     expected = [
@@ -200,7 +200,7 @@ def test_every_fault_of_a_file_is_reported_at_once_in_the_order_of_its_lines(tmp
         ("finetune:", f"finetune.weight_decay: {missing('number ≥ 0 and ≤ 10')}"),
         ("  learning_rate:", "finetune.learning_rate: found -0.0001; expected number > 0 and ≤ 10."),
         ("  weight_decay:", "finetune.warmup_steps: stands a second time; it stands on line {first} too. Keep one."),
-        ("  bootstrap_samples:", "evaluate.bootstrap_samples: found nan; expected integer ≥ 100 and ≤ 100000."),
+        ("  calibration_bins:", "evaluate.calibration_bins: found nan; expected integer ≥ 2 and ≤ 100."),
         ("  onnx:", "export.onnx: found 'perhaps'; expected true or false."),
     ]
     first = line_of("  warmup_steps:")
