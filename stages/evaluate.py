@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field
 
-from tunewright.compute import predict, read_tokens, set_up
+from tunewright.compute import open_tuned, predict, read_tokens, set_up
 from tunewright.errors import UserError
 from tunewright.files import atomic_folder, read_parquet, sha256_tree, write_parquet
 from tunewright.params import Section
@@ -140,7 +140,7 @@ def run(
     rows = {split: read_parquet(paths.prepared / f"{split}.parquet") for split in SPLITS}
     _check_columns(rows["test"], params.slice_columns, paths.prepared / "test.parquet")
     baseline_hits = _baseline_hits(rows["test"], paths)
-    model = task.load_model(paths.tuned_model, {})
+    model = open_tuned(task, paths.tuned_model)
     results: dict[str, SplitResult] = {}
     tables: dict[str, pa.Table] = {}
     for split in SPLITS:

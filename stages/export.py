@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, Field
 
 from tunewright.batches import sorted_batches
-from tunewright.compute import read_tokens
+from tunewright.compute import open_tuned, read_tokens
 from tunewright.errors import UserError
 from tunewright.files import atomic_folder, read_json, sha256_file, sha256_tree, write_json
 from tunewright.gates import require_pass
@@ -86,7 +86,7 @@ def run(
     import torch
 
     torch.set_num_threads(num_threads)
-    model = task.load_model(paths.tuned_model, {}).eval()
+    model = open_tuned(task, paths.tuned_model).eval()
     rows = _spread_over_lengths(read_tokens(paths.tokens / "test.arrow"), params.parity_rows)
     # The tuned model's logits come first: the exporter can leave a model in train mode.
     batches = _batches(model, task, rows)

@@ -2,9 +2,11 @@
 
 Reads   paths.tokens        train.arrow and validation.arrow; the test split is never opened
         paths.base_model    the model to start from
-Writes  paths.tuned_model   a folder that Transformers loads, with real label names and the tokenizer
+Writes  paths.tuned_model   a folder that Transformers loads, with real label names and the tokenizer; an adapter is
+                            merged into it and stands beside, in adapter/ (see tunewright/tuning.py)
         paths.curves        DVCLive's curves, for `dvc plots`
-Report  paths.reports/finetune.json: the history of losses, the best step, what was trained, the weights' SHA-256
+Report  paths.reports/finetune.json: the history of losses, the best step, the gap between training and validation,
+        what was trained, the weights' SHA-256
 
 Killed at any moment and started again, it ends with the same bytes: see tunewright/training.py. Checkpoints lie
 under .tunewright/checkpoints, in a folder named by a hash of all that shapes the weights, until it has succeeded.
@@ -13,40 +15,46 @@ under .tunewright/checkpoints, in a folder named by a hash of all that shapes th
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
+from tunewright import tuning
 from tunewright.checkpoints import training_key
 from tunewright.files import atomic_folder, sha256_file, sha256_tree
-from tunewright.params import Fraction, Section
+from tunewright.losses import LossParams, check_sample_weights, make_loss
+from tunewright.optimizers import OptimizerParams
+from tunewright.params import Fraction
 from tunewright.report import Report, RowAccount
 from tunewright.stage import STATE, Dep, Key, Out, Paths, run_stage
-from tunewright.task import TaskType
+from tunewright.task import SAMPLE_WEIGHT, TaskType
 
 CHECKPOINTS = STATE / "checkpoints"
-SHAPING_PACKAGES = ("accelerate", "datasets", "numpy", "safetensors", "torch", "transformers")
-SHAPING_CODE = ("stages/finetune.py", "tunewright/batches.py", "tunewright/compute.py", "tunewright/training.py")
+SHAPING_PACKAGES = ("accelerate", "datasets", "numpy", "peft", "safetensors", "torch", "transformers")
+SHAPING_CODE = (
+    "stages/finetune.py",
+    "tunewright/batches.py",
+    "tunewright/compute.py",
+    "tunewright/losses.py",
+    "tunewright/optimizers.py",
+    "tunewright/training.py",
+    "tunewright/tuning.py",
+)
 
 
-class FinetuneParams(Section):
-    """Transformers' TrainingArguments, letter for letter, and which weights are trained."""
+class FinetuneParams(tuning.TuningParams, OptimizerParams, LossParams):
+    """Transformers' TrainingArguments and PEFT's settings, letter for letter."""
 
-    finetuning_type: Literal["full", "head"]
-    freeze_embeddings: bool = Field(description="leave the token embeddings as they are")
     num_train_epochs: float = Field(gt=0, le=1000)
     max_steps: int = Field(ge=-1, description="optimizer steps; -1: as num_train_epochs says")
     per_device_train_batch_size: int = Field(ge=1, le=65536, description="rows")
     per_device_eval_batch_size: int = Field(ge=1, le=65536, description="rows")
     gradient_accumulation_steps: int = Field(ge=1, le=65536)
-    learning_rate: float = Field(gt=0, le=10)
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"]
-    warmup_steps: float = Field(ge=0, description="steps; below 1: a fraction of all steps")
-    optim: Literal["adamw_torch_fused", "adamw_torch", "sgd", "rmsprop"]
-    weight_decay: float = Field(ge=0, le=10)
-    max_grad_norm: float = Field(ge=0, description="0: no clipping")
-    label_smoothing_factor: float = Field(ge=0, lt=1)
+    gradient_checkpointing: bool = False
+    bf16: bool = False
+    fp16: bool = False
     hidden_dropout_prob: Fraction | None
     attention_probs_dropout_prob: Fraction | None
     eval_steps: int = Field(ge=1, description="optimizer steps between two evaluations; each writes a checkpoint")
@@ -55,6 +63,7 @@ class FinetuneParams(Section):
     metric_for_best_model: str = Field(pattern=r"^eval_[a-z0-9_]+$")
     early_stopping_patience: int = Field(ge=1, description="evaluations without an improvement")
     early_stopping_threshold: float = Field(ge=0)
+    generalization_gap_warn: float = Field(default=0.2, ge=0)
 
     @model_validator(mode="after")
     def _a_checkpoint_stands_where_a_log_does(self) -> Self:
@@ -63,12 +72,37 @@ class FinetuneParams(Section):
             raise ValueError(f"eval_steps ({self.eval_steps}) to be a multiple of logging_steps ({self.logging_steps})")
         return self
 
+    @model_validator(mode="after")
+    def _the_way_can_do_it(self) -> Self:
+        way = self.finetuning_type
+        if self.layerwise_lr_decay is not None and way in ("head", *tuning.VIRTUAL_TOKENS):
+            raise ValueError(f"no layerwise_lr_decay with finetuning_type {way}, which trains no layer")
+        if self.gradient_checkpointing and way in ("head", "prefix"):
+            why = "trains no layer" if way == "head" else "hands its prefix to the layers as a cache"
+            raise ValueError(f"gradient_checkpointing false with finetuning_type {way}, which {why}")
+        if self.bf16 and self.fp16:
+            raise ValueError("at most one of bf16 and fp16")
+        return self
+
 
 class FinetunePaths(Paths):
     tokens: Dep
     base_model: Dep
     tuned_model: Out
     curves: Out
+
+
+class Gap(BaseModel):
+    """What the model has learnt of the training rows alone: validation loss − training loss at an evaluation.
+
+    `train_loss` is the mean of what was logged since the evaluation before, or where that is nothing, the latest
+    that was logged; with dropout it lies higher.
+    """
+
+    step: int
+    train_loss: float
+    validation_loss: float
+    gap: float
 
 
 class FinetuneReport(Report):
@@ -83,6 +117,9 @@ class FinetuneReport(Report):
     best_metric: float
     metric_for_best_model: str
     stopped_early: bool
+    gap_at_best: Gap | None
+    gap_at_end: Gap | None
+    warnings: list[str]
     padded_to_real_tokens: float
     history: list[dict[str, int | float]]
     weights_sha256: str
@@ -98,7 +135,8 @@ def run(
     """Train, and save the best weights.
 
     Raises
-        UserError  a training that diverged, or a metric_for_best_model that the task does not compute.
+        UserError  a training that diverged, a metric_for_best_model that the task does not compute, a way or a loss
+                   that does not fit the base model or the task, a number format that the hardware lacks.
     """
     from datasets import Dataset
     from transformers import EarlyStoppingCallback
@@ -107,60 +145,91 @@ def run(
     from tunewright.batches import padded_to_real
     from tunewright.training import Curves, history, make_trainer, resume_or_start
 
+    compute.check_precision(params.bf16, params.fp16)
     compute.set_up(num_threads, seed)
     train = Dataset.from_file(str(paths.tokens / "train.arrow"))
     validation = Dataset.from_file(str(paths.tokens / "validation.arrow"))
-    model = task.load_model(paths.base_model, _dropout(params))
-    _freeze(model, task, params)
+    longest = max(max(train["length"]), max(validation["length"]))
+    base = tuning.load(task, paths.base_model, _dropout(params), params)
+    model = tuning.prepare(base, task, params, longest)
     folder = CHECKPOINTS / _key(paths, params, task, seed, num_threads)
     trainer = make_trainer(
         model,
         {**_arguments(params), "output_dir": str(folder), "seed": seed},
         train,
         validation,
-        collate=lambda rows: task.collate(rows, model.config.pad_token_id or 0),
+        collate=lambda rows: _collate(task, rows, model.config.pad_token_id or 0),
         compute_metrics=task.compute_metrics,
         callbacks=[
             EarlyStoppingCallback(params.early_stopping_patience, params.early_stopping_threshold),
             Curves(paths.curves),
         ],
         keep_checkpoints=params.save_total_limit,
+        loss=_loss(params, base, train),
+        layerwise_lr_decay=params.layerwise_lr_decay,
     )
     resume_or_start(trainer)
-    _save(model, paths)
+    trainable = sum(weights.numel() for weights in model.parameters() if weights.requires_grad)
+    parameters = sum(weights.numel() for weights in model.parameters())
+    weights_file = _save(model, task, paths, params)
     state = trainer.state
+    logged = history(state.log_history)
+    at_best, at_end = _gap(logged, state.best_global_step), _gap(logged, state.global_step)
     lengths = train["length"]
     trainer.train_sampler.set_epoch(0)
     report = FinetuneReport(
         rows=RowAccount(rows_in=len(train), rows_kept=len(train)),
         finetuning_type=params.finetuning_type,
-        parameters=sum(weights.numel() for weights in model.parameters()),
-        trainable_parameters=sum(weights.numel() for weights in model.parameters() if weights.requires_grad),
+        parameters=parameters,
+        trainable_parameters=trainable,
         steps=state.global_step,
         epochs=state.epoch,
         best_step=state.best_global_step,
         best_metric=state.best_metric,
         metric_for_best_model=params.metric_for_best_model,
         stopped_early=state.global_step < state.max_steps,
+        gap_at_best=at_best,
+        gap_at_end=at_end,
+        warnings=_warnings(at_best, at_end, params.generalization_gap_warn),
         padded_to_real_tokens=padded_to_real(lengths, trainer.train_sampler.batches()),
-        history=history(state.log_history),
-        weights_sha256=sha256_file(paths.tuned_model / "model.safetensors"),
+        history=logged,
+        weights_sha256=sha256_file(weights_file),
     )
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     shutil.rmtree(folder)
     return report
 
 
 def _arguments(params: FinetuneParams) -> dict[str, Any]:
+    """What `TrainingArguments` takes."""
     ours = {
-        "finetuning_type",
-        "freeze_embeddings",
+        *tuning.TuningParams.model_fields,
+        *OptimizerParams.model_fields,
+        *LossParams.model_fields,
+        "gradient_checkpointing",
+        "bf16",
+        "fp16",
         "hidden_dropout_prob",
         "attention_probs_dropout_prob",
         "save_total_limit",
         "early_stopping_patience",
         "early_stopping_threshold",
+        "generalization_gap_warn",
     }
-    return params.model_dump(exclude=ours)
+    found = params.model_dump(exclude=ours) | params.optimizer_arguments()
+    found["label_smoothing_factor"] = params.label_smoothing_factor
+    if params.gradient_checkpointing:
+        found["activation_checkpointing"] = True  # what Transformers calls it now
+    return found | _precision(params)
+
+
+def _precision(params: FinetuneParams) -> dict[str, bool]:
+    import torch
+
+    if not (params.bf16 or params.fp16):
+        return {}
+    return {"bf16": params.bf16, "fp16": params.fp16, "use_cpu": not torch.cuda.is_available()}
 
 
 def _dropout(params: FinetuneParams) -> dict[str, float]:
@@ -168,13 +237,61 @@ def _dropout(params: FinetuneParams) -> dict[str, float]:
     return dict(named)
 
 
-def _freeze(model: Any, task: TaskType, params: FinetuneParams) -> None:
-    if params.finetuning_type == "head":
-        model.requires_grad_(False)
-        for module in task.head_modules(model):
-            module.requires_grad_(True)
-    elif params.freeze_embeddings:
-        model.get_input_embeddings().requires_grad_(False)
+def _loss(params: FinetuneParams, model: Any, train: Any) -> Any:
+    weighed = SAMPLE_WEIGHT in train.column_names
+    if weighed:
+        check_sample_weights(train[SAMPLE_WEIGHT])
+    return make_loss(
+        params,
+        model,
+        train["labels"],
+        shift=tuning.peft_task_type(model) == "CAUSAL_LM",
+        weighed_rows=weighed,
+        accumulated=params.gradient_accumulation_steps > 1,
+    )
+
+
+def _collate(task: TaskType, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Any]:
+    import torch
+
+    batch = task.collate(rows, pad_token_id)
+    if SAMPLE_WEIGHT in rows[0]:
+        batch[SAMPLE_WEIGHT] = torch.tensor([row[SAMPLE_WEIGHT] for row in rows])
+    return batch
+
+
+def _gap(history: list[dict[str, Any]], step: int) -> Gap | None:
+    """The gap at the last evaluation up to a step; None for a training too short to log a loss."""
+    evaluated = [entry for entry in history if "eval_loss" in entry and entry["step"] <= step]
+    at = evaluated[-1]["step"]
+    since = evaluated[-2]["step"] if evaluated[1:] else 0
+    logged = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry and entry["step"] <= at]
+    losses = [loss for when, loss in logged if when > since] or [loss for _, loss in logged[-1:]]
+    if not losses:
+        return None
+    train_loss, validation_loss = sum(losses) / len(losses), evaluated[-1]["eval_loss"]
+    return Gap(step=at, train_loss=train_loss, validation_loss=validation_loss, gap=validation_loss - train_loss)
+
+
+def _warnings(at_best: Gap | None, at_end: Gap | None, limit: float) -> list[str]:
+    def shown(found: Gap) -> str:
+        return f"step {found.step} (loss {found.train_loss:.4f} in training, {found.validation_loss:.4f} on validation)"
+
+    found: list[str] = []
+    if at_best is None or at_end is None:
+        return found
+    if at_best.gap > limit:
+        found.append(
+            f"the kept weights know the training rows by heart in part: at {shown(at_best)} the gap of "
+            f"{at_best.gap:.4f} is above finetune.generalization_gap_warn ({limit:g}). "
+            "Raise dropout or weight_decay, train fewer weights, or add rows."
+        )
+    if at_end.step > at_best.step and at_end.gap > limit and at_end.gap > at_best.gap:
+        found.append(
+            f"overfitting after the best step {at_best.step}: by {shown(at_end)} the gap had grown from "
+            f"{at_best.gap:.4f} to {at_end.gap:.4f}. The weights of the best step are kept; fewer epochs would do."
+        )
+    return found
 
 
 def _key(paths: FinetunePaths, params: FinetuneParams, task: TaskType, seed: int, num_threads: int) -> str:
@@ -197,12 +314,13 @@ def _key(paths: FinetunePaths, params: FinetuneParams, task: TaskType, seed: int
     )
 
 
-def _save(model: Any, paths: FinetunePaths) -> None:
+def _save(model: Any, task: TaskType, paths: FinetunePaths, params: FinetuneParams) -> Path:
     with atomic_folder(paths.tuned_model) as staging:
-        model.save_pretrained(staging)
+        weights = tuning.save(model, task, staging, paths.base_model, params).relative_to(staging)
         for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
             if (paths.base_model / name).is_file():
                 shutil.copyfile(paths.base_model / name, staging / name)
+    return paths.tuned_model / weights
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 Reads   paths.prepared        Parquet, one file a split
         paths.data_passed     the data gate's pass: nothing is tokenized that it has not passed
         paths.base_model      for its tokenizer
-Writes  paths.tokens          one Arrow stream a split: row_id, input_ids (T,), labels, length; nothing is padded
+Writes  paths.tokens          one Arrow stream a split: row_id, input_ids (T,), labels, length; nothing is padded.
+                              A column sample_weight of the rows goes along, for training
         paths.tokenize_plots  lengths.csv, for `dvc plots`
 Report  paths.reports/tokenize.json: lengths in tokens before truncation, and how many rows were cut
 """
@@ -20,7 +21,7 @@ from tunewright.gates import require_pass
 from tunewright.params import Section
 from tunewright.report import Report, RowAccount
 from tunewright.stage import Dep, Out, Paths, run_stage
-from tunewright.task import TaskType
+from tunewright.task import SAMPLE_WEIGHT, TaskType
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,14 +89,15 @@ def run(paths: TokenizePaths, params: TokenizeParams, task: TaskType) -> Tokeniz
             rows = read_parquet(paths.prepared / f"{split}.parquet")
             encoded = task.encode(rows, tokenizer, params.max_length)
             kept = [len(ids) for ids in encoded["input_ids"]]
-            table = pa.table(
-                {
-                    "row_id": rows.column("row_id"),
-                    "input_ids": pa.array(encoded["input_ids"], type=pa.list_(pa.int32())),
-                    "labels": pa.array(encoded["labels"]),
-                    "length": pa.array(kept, type=pa.int32()),
-                }
-            )
+            columns = {
+                "row_id": rows.column("row_id"),
+                "input_ids": pa.array(encoded["input_ids"], type=pa.list_(pa.int32())),
+                "labels": pa.array(encoded["labels"]),
+                "length": pa.array(kept, type=pa.int32()),
+            }
+            if SAMPLE_WEIGHT in rows.column_names:
+                columns[SAMPLE_WEIGHT] = rows.column(SAMPLE_WEIGHT).cast(pa.float64())
+            table = pa.table(columns)
             with pa.OSFile(str(folder / f"{split}.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as out:
                 out.write_table(table.combine_chunks())
             splits[split] = _lengths(encoded["tokens_before"], kept, params.max_length)

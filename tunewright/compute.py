@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 M_MMAP_THRESHOLD = -3
 M_TRIM_THRESHOLD = -1
 
+# Folders inside a tuned model's own (see tunewright/tuning.py).
+ADAPTER = "adapter"
+BASE_MODEL = "base_model"
+
 
 def set_up(num_threads: int, seed: int) -> None:
     """Fix what the same bytes depend on: thread count, seeds of Python, NumPy and PyTorch, algorithms.
@@ -69,6 +73,41 @@ def read_tokens(path: Path) -> pa.Table:
         raise UserError(f"{path}: not found. Run the stage that writes it: `dvc repro tokenize`.") from error
     except pa.ArrowInvalid as error:
         raise UserError(f"{path}: not a readable Arrow stream ({error}). Run `dvc repro tokenize`.") from error
+
+
+def open_tuned(task: TaskType, folder: Path) -> Any:
+    """The tuned model, ready to predict: plain, or with the prompt or prefix that PEFT gives it at every call."""
+    if not (folder / BASE_MODEL).is_dir():
+        return task.load_model(folder, {})
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(task.load_model(folder / BASE_MODEL, {}), folder / ADAPTER)
+
+
+def check_precision(bf16: bool, fp16: bool) -> None:
+    """Refuse a number format that the hardware lacks: emulated, it is slower than float32, or it is not there at all.
+
+    Raises
+        UserError  naming the key and what was found.
+    """
+    import torch
+
+    gpu = torch.cuda.is_available()
+    if fp16 and not gpu:
+        raise UserError("finetune.fp16: needs an NVIDIA GPU; found none. Set fp16: false.")
+    if bf16 and not (torch.cuda.is_bf16_supported(including_emulation=False) if gpu else _cpu_has_bf16()):
+        raise UserError(
+            f"finetune.bf16: this {'GPU' if gpu else 'processor'} does not compute in bfloat16 (a GPU from Ampere on "
+            "does, and a processor with avx512_bf16 or amx_bf16). Set bf16: false."
+        )
+
+
+def _cpu_has_bf16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def predict(model: Any, task: TaskType, table: pa.Table, batch_size: int, pad_token_id: int) -> np.ndarray:

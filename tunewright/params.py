@@ -30,6 +30,8 @@ PARAMS_FILE = Path("params.yaml")
 
 # What peers call a key of ours (LLaMA-Factory, Axolotl, torchtune, LitGPT, older Transformers).
 PEER_NAMES = {
+    "activation_checkpointing": "gradient_checkpointing",
+    "adapter": "finetuning_type",
     "base_model": "model_name_or_path",
     "batch_size": "per_device_train_batch_size",
     "block_size": "max_length",
@@ -39,14 +41,22 @@ PEER_NAMES = {
     "epochs": "num_train_epochs",
     "facet": "sensitive_features",
     "gradient_clipping": "max_grad_norm",
+    "label_smoothing": "label_smoothing_factor",
+    "layerwise_decay": "layerwise_lr_decay",
+    "llrd": "layerwise_lr_decay",
+    "lora_rank": "lora_r",
+    "lora_target": "lora_target_modules",
     "lr": "learning_rate",
     "lr_scheduler": "lr_scheduler_type",
     "max_seq_length": "max_length",
     "micro_batch_size": "per_device_train_batch_size",
     "num_epochs": "num_train_epochs",
     "optimizer": "optim",
+    "peft": "finetuning_type",
+    "peft_type": "finetuning_type",
     "revision": "model_revision",
     "sequence_len": "max_length",
+    "unfrozen_parameters": "freeze_trainable_modules",
     "warmup_ratio": "warmup_steps",
 }
 

@@ -2,7 +2,8 @@
 
     python -m tunewright.parity FORM FOLDER BATCHES THREADS
 
-    FORM     safetensors: opened by plain Transformers; onnx: opened by onnxruntime, with no PyTorch at all
+    FORM     safetensors: opened by plain Transformers, with PEFT where a prompt or a prefix was tuned;
+             onnx: opened by onnxruntime, with no PyTorch at all
     FOLDER   the exported model
     BATCHES  what `write_batches` wrote: model inputs, and the logits that the tuned model gave for them
     THREADS  of the computation
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from tunewright.compute import ADAPTER, BASE_MODEL
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,8 +93,15 @@ def _from_safetensors(folder: Path, num_threads: int) -> Callable[[dict[str, np.
     import transformers
 
     torch.set_num_threads(num_threads)
-    architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
-    model = getattr(transformers, architecture).from_pretrained(folder, use_safetensors=True).eval()
+    # A prompt or a prefix comes as an adapter beside the model that it belongs to (tunewright/tuning.py).
+    plain = folder / BASE_MODEL if (folder / BASE_MODEL).is_dir() else folder
+    architecture = json.loads((plain / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+    model = getattr(transformers, architecture).from_pretrained(plain, use_safetensors=True)
+    if plain != folder:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, folder / ADAPTER)
+    model.eval()
 
     def logits_of(inputs: dict[str, np.ndarray]) -> np.ndarray:
         with torch.inference_mode():

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+SAMPLE_WEIGHT = "sample_weight"
+"""A column of numbers that weighs the rows in training, where the prepared rows have it."""
+
 
 class TaskType(Protocol):
     """One kind of job, from a row of text to a metric.

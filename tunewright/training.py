@@ -16,12 +16,18 @@ import numpy as np
 import torch
 from datasets import Dataset
 from dvclive import Live
+from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tunewright import checkpoints
 from tunewright.batches import LengthGroupedSampler, sorted_batches
 from tunewright.errors import UserError
+from tunewright.losses import IGNORED, Loss
+from tunewright.optimizers import layerwise_groups
+from tunewright.task import SAMPLE_WEIGHT
+from tunewright.tuning import layers
 
+WEIGHTS = "model.safetensors"
 HISTORY_KEYS = ("loss", "grad_norm", "learning_rate")
 
 
@@ -45,16 +51,76 @@ class ExactTrainer(Trainer):
 
     - Batches come from `LengthGroupedSampler`: they depend on (seed, epoch) alone.
     - A checkpoint is staged, hashed, flushed and renamed; `best_model_checkpoint` names its final place.
+    - A checkpoint holds the weights that are trained; the others are those of the base model.
     - Evaluation computes rows sorted by length.
+    - Gradients accumulated over some batches are as long as that of one large batch.
+
+    layerwise_lr_decay: see `optimizers.layerwise_groups`.   loss: in place of the model's own.
     """
 
-    def __init__(self, *args: Any, keep_checkpoints: int, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        *args: Any,
+        keep_checkpoints: int,
+        loss: Loss | None = None,
+        layerwise_lr_decay: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, compute_loss_func=loss, **kwargs)
         self.keep_checkpoints = keep_checkpoints
+        self.layerwise_lr_decay = layerwise_lr_decay
         # The set that Trainer hands to its samplers can have lost the column, so lengths are taken from ours.
         self.train_sampler = LengthGroupedSampler(
             self.train_dataset["length"], self.args.per_device_train_batch_size, self.args.seed
         )
+
+        if self.args.gradient_accumulation_steps > 1 and loss is None and not self._loss_is_per_item():
+            self.model_accepts_loss_kwargs: bool = False
+
+    def _loss_is_per_item(self) -> bool:
+        """Whether the model's own loss divides by `num_items_in_batch`. Trainer infers it from the model's signature;
+        but classifiers take any keyword and divide by the rows of the batch at hand, and their gradients, summed over
+        two batches, would be twice as long."""
+        if not self.model_accepts_loss_kwargs:
+            return False
+        batch = self._prepare_inputs(self.data_collator([self.train_dataset[0]]))
+        self.model.eval()
+        with torch.no_grad():
+            one, two = (self.model(**batch, num_items_in_batch=torch.tensor(items)).loss.item() for items in (1, 2))
+        self.model.train()
+        return bool(one != two)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        if self.layerwise_lr_decay is None:
+            return super().create_optimizer(model)
+        found = layers(self.model)
+        if not found:
+            raise UserError(
+                f"finetune.layerwise_lr_decay: the layers of a base model of type {self.model.config.model_type} "
+                "can't be told apart. Leave layerwise_lr_decay out."
+            )
+        groups = layerwise_groups(
+            self.model,
+            found,
+            self.args.learning_rate,
+            self.layerwise_lr_decay,
+            self.args.weight_decay,
+            set(self.get_decay_parameter_names(self.model)),
+        )
+        optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        self.optimizer: Any = optimizer(groups, **settings)
+        return self.optimizer
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        if self.compute_loss_func is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels, weights = inputs.pop("labels"), inputs.pop(SAMPLE_WEIGHT, None)
+        outputs = model(**inputs)
+        items = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        loss = self.compute_loss_func(outputs.logits, labels, weights) / items
+        return (loss, outputs) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         return self.train_sampler
@@ -80,6 +146,43 @@ class ExactTrainer(Trainer):
                 self.state.best_model_checkpoint = str(final)
             self.state.save_to_json(str(staging / "trainer_state.json"))
         checkpoints.rotate(folder, self.keep_checkpoints)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if all(weights.requires_grad for weights in self.model.parameters()):
+            super()._save(output_dir, state_dict)
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(trained(self.model), folder / WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_trained(self.model if model is None else model, Path(resume_from_checkpoint) / WEIGHTS)
+
+    def _load_best_model(self) -> None:
+        load_trained(self.model, Path(str(self.state.best_model_checkpoint)) / WEIGHTS)
+
+
+def trained(model: Any) -> dict[str, torch.Tensor]:
+    """What training changes, by name: the weights that are not frozen, each under one name, and the buffers."""
+    kept = model.state_dict().keys()
+    weights = {name: found for name, found in model.named_parameters() if found.requires_grad}
+    buffers = {name: found for name, found in model.named_buffers() if name in kept}
+    return {name: found.detach().contiguous() for name, found in (weights | buffers).items()}
+
+
+def load_trained(model: Any, file: Path) -> None:
+    """Put the weights of a checkpoint into the model. Tied weights stand in the file once, frozen ones maybe not.
+
+    Raises
+        RuntimeError  when the file lacks a weight that is trained, or holds one that the model lacks: a defect.
+    """
+    weights = load_file(file)
+    found = model.load_state_dict(weights, strict=False)
+    filled = {id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False) if name in weights}
+    lacking = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    lacking = [name for name in lacking if id(model.get_parameter(name)) not in filled]
+    if lacking or found.unexpected_keys:
+        raise RuntimeError(f"{file}: lacks {lacking}, and holds {found.unexpected_keys}")
 
 
 class EpochOfSampler(TrainerCallback):
@@ -168,6 +271,8 @@ def make_trainer(
     compute_metrics: Callable[[np.ndarray, np.ndarray], dict[str, float]],
     callbacks: list[TrainerCallback],
     keep_checkpoints: int,
+    loss: Loss | None = None,
+    layerwise_lr_decay: float | None = None,
 ) -> ExactTrainer:
     """A Trainer with what every exact run needs, around the user's own `arguments`."""
     trainer = ExactTrainer(
@@ -184,6 +289,7 @@ def make_trainer(
             restore_callback_states_from_checkpoint=True,
             logging_nan_inf_filter=False,
             remove_unused_columns=False,
+            label_names=["labels"],
             dataloader_pin_memory=torch.cuda.is_available(),
             disable_tqdm=True,
             report_to="none",
@@ -194,6 +300,8 @@ def make_trainer(
         compute_metrics=lambda found: compute_metrics(found.predictions, found.label_ids),
         callbacks=[*callbacks, StopOnNaN(), Progress()],
         keep_checkpoints=keep_checkpoints,
+        loss=loss,
+        layerwise_lr_decay=layerwise_lr_decay,
     )
     trainer.add_callback(EpochOfSampler(trainer.train_sampler))
     # Trainer adds a callback that prints every log as a dict: Progress says the same in words.
@@ -206,8 +314,6 @@ def resume_or_start(trainer: ExactTrainer) -> None:
 
     Checkpoints that do not verify are skipped, and named on stderr.
     """
-    from safetensors.torch import load_model
-
     folder = Path(trainer.args.output_dir)
     checkpoint, skipped = checkpoints.to_resume(folder)
     for torn in skipped:
@@ -223,7 +329,7 @@ def resume_or_start(trainer: ExactTrainer) -> None:
     else:
         # Killed after its last step, or after early stopping: Trainer would train on. Only the best weights are owed.
         trainer.state = state
-        load_model(trainer.model, folder / Path(str(state.best_model_checkpoint)).name / "model.safetensors")
+        load_trained(trainer.model, folder / Path(str(state.best_model_checkpoint)).name / WEIGHTS)
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, Curves):
                 callback.on_train_begin(trainer.args, state, trainer.control)

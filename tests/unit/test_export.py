@@ -151,6 +151,37 @@ def test_without_onnx_only_the_safetensors_are_compared(tuned, tmp_path):
     assert not (paths.export / "model.onnx").exists()
 
 
+@pytest.mark.parametrize(
+    ("way", "settings"),
+    [
+        ("lora", {"lora_r": 2, "lora_alpha": 4, "lora_dropout": 0.0, "lora_target_modules": "all-linear"}),
+        ("prompt", {"num_virtual_tokens": 3}),
+        ("prefix", {"num_virtual_tokens": 3}),
+    ],
+)
+def test_an_adapter_goes_with_its_model(tuned, tmp_path, way, settings):
+    import torch
+
+    from tunewright import tuning
+
+    chosen = tuning.TuningParams(finetuning_type=way, freeze_embeddings=False, **settings)
+    torch.manual_seed(2)
+    model = tuning.prepare(TASK.load_model(tuned, {}), TASK, chosen, longest=31)
+    for weights in model.parameters():  # as after a training: at the start LoRA's second factor is 0
+        if weights.requires_grad:
+            torch.nn.init.normal_(weights, std=0.3)
+    folder = tmp_path / "with_adapter"
+    shutil.copytree(tuned, folder, ignore=shutil.ignore_patterns("config.json", "model.safetensors"))
+    tuning.save(model, TASK, folder, tuned, chosen)
+    paths = project(folder, tmp_path)
+    report = run(paths, PARAMS, TASK, num_threads=1)
+    assert report.parity["safetensors"].max_abs_difference == 0.0
+    assert report.parity["onnx"].max_abs_difference < 1e-5
+    assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} < set(report.files)
+    assert ("model.safetensors" in report.files) is (way == "lora")
+    assert ("base_model/model.safetensors" in report.files) is (way != "lora")
+
+
 def test_a_model_that_the_gate_did_not_pass_is_not_exported(tuned, tmp_path):
     paths = project(tuned, tmp_path)
     config = paths.tuned_model / "config.json"

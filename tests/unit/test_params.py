@@ -154,7 +154,10 @@ def test_a_whole_number_stands_for_a_fraction_but_not_the_other_way_round(tmp_pa
         (
             "  finetuning_type:",
             "  finetuning_type: heads",
-            "finetune.finetuning_type: found 'heads'; expected full, head. Did you mean `head`?",
+            (
+                "finetune.finetuning_type: found 'heads'; expected full, freeze, head, lora, dora, ia3, prompt, "
+                "prefix, qlora. Did you mean `head`?"
+            ),
         ),
         (
             "  freeze_embeddings:",

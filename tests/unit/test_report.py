@@ -209,6 +209,9 @@ def reports(
             best_metric=0.31,
             metric_for_best_model="eval_loss",
             stopped_early=False,
+            gap_at_best=None,
+            gap_at_end=None,
+            warnings=[],
             padded_to_real_tokens=1.02,
             weights_sha256="c" * 64,
             history=[

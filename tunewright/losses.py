@@ -1,0 +1,159 @@
+"""Losses beside the model's own: focal, weighed by class or by row.
+
+Each is the sum over the labelled items (rows, or tokens) of  w_class · w_row · loss, divided by the number of items:
+not by the sum of the weights, so that a batch counts for what is in it and gradient accumulation changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tunewright.errors import UserError
+from tunewright.params import Section
+from tunewright.task import SAMPLE_WEIGHT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+IGNORED = -100
+"""The label of an item that has none, as everywhere in PyTorch and Transformers."""
+
+
+class LossParams(Section):
+    """What is minimised."""
+
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    focal_gamma: float | None = Field(default=None, ge=0, le=10)
+    class_weights: Literal["none", "balanced"] | list[Annotated[float, Field(gt=0)]] = "none"
+    label_smoothing_factor: float = Field(ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _the_keys_belong_to_the_loss(self) -> Self:
+        faults = []
+        if self.loss == "focal" and self.focal_gamma is None:
+            faults.append("focal_gamma with loss focal (Lin et al. take 2)")
+        if self.loss != "focal" and self.focal_gamma is not None:
+            faults.append(f"focal_gamma only with loss focal (found {self.loss})")
+        if self.loss == "focal" and self.label_smoothing_factor:
+            faults.append("label_smoothing_factor 0 with loss focal: the two pull apart")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+
+class Loss:
+    """A loss over logits (…, C) and labels (…) of class indices, not yet divided by the number of items.
+
+    class_weights: one for each class, or none.   shift: predict the next token's label, as a causal LM does.
+    """
+
+    def __init__(
+        self, gamma: float = 0.0, class_weights: Sequence[float] | None = None, smoothing: float = 0.0, *, shift: bool
+    ) -> None:
+        self.gamma = gamma
+        self.class_weights = class_weights
+        self.smoothing = smoothing
+        self.shift = shift
+
+    def __call__(self, logits: Any, labels: Any, row_weights: Any = None) -> Any:
+        """The weighed sum.  row_weights: (N,), or None.
+
+        Cross-entropy −log p, smoothed (1 − ε)·(−log p) + ε·mean over classes of −log p_c (Szegedy et al. 2016), or
+        focal −(1 − p)^γ · log p (Lin et al. 2017), where p is the probability of the item's own class.
+        """
+        import torch
+
+        if self.shift:
+            # A prompt's virtual tokens have logits too, and no label.
+            logits, labels = logits[:, -labels.shape[-1] : -1], labels[:, 1:]
+        log_probabilities = torch.log_softmax(logits.float(), dim=-1)
+        known = labels != IGNORED
+        classes = labels.where(known, 0)
+        log_p = log_probabilities.gather(-1, classes.unsqueeze(-1)).squeeze(-1)
+        losses = -log_p
+        if self.smoothing:
+            losses = (1 - self.smoothing) * losses - self.smoothing * log_probabilities.mean(dim=-1)
+        if self.gamma:
+            # Never 0: its power below 1 has no finite slope there.
+            losses = losses * (-torch.expm1(log_p)).clamp_min(torch.finfo(torch.float32).tiny) ** self.gamma
+        if self.class_weights is not None:
+            losses = losses * torch.tensor(self.class_weights, dtype=losses.dtype, device=losses.device)[classes]
+        if row_weights is not None:
+            losses = losses * row_weights.to(losses.dtype).reshape(-1, *[1] * (losses.dim() - 1))
+        return losses.where(known, 0.0).sum()
+
+
+def make_loss(
+    params: LossParams, model: Any, labels: Any, *, shift: bool, weighed_rows: bool, accumulated: bool
+) -> Loss | None:
+    """The loss that the params ask for, or None where the model's own does (with Trainer's label smoothing).
+
+    labels: of the training split, as its tokens hold them; `balanced` weights are made from them:
+        rows / (classes · rows of the class), whose mean over the rows is 1.
+    shift: of a causal LM, whose own loss counts items.
+    accumulated: a step sums over several batches, so a loss that is a mean over one of them won't do.
+
+    Raises
+        UserError  weights that do not match the classes, or labels of a kind that has no classes.
+    """
+    problem = getattr(model.config, "problem_type", None)
+    classes = problem not in ("regression", "multi_label_classification") and model.config.num_labels > 1
+    if params.loss == "cross_entropy" and params.class_weights == "none" and not weighed_rows:
+        own = not accumulated or shift or not classes
+        return None if own else Loss(smoothing=params.label_smoothing_factor, shift=False)
+    if not classes:
+        raise UserError(
+            f"finetune: loss, class_weights and sample weights are for one label out of several; this task is "
+            f"{str(problem).replace('_', ' ')}. Set loss: cross_entropy and class_weights: none."
+        )
+    return Loss(
+        gamma=params.focal_gamma or 0.0,
+        class_weights=_class_weights(params, model.config.num_labels, labels, of_tokens=shift),
+        smoothing=params.label_smoothing_factor,
+        shift=shift,
+    )
+
+
+def _class_weights(params: LossParams, classes: int, labels: Any, *, of_tokens: bool) -> list[float] | None:
+    import numpy as np
+
+    asked = params.class_weights
+    if asked == "none":
+        return None
+    if of_tokens:
+        raise UserError(
+            "finetune.class_weights: a language model's classes are its whole vocabulary. Set class_weights: none."
+        )
+    if isinstance(asked, list):
+        if len(asked) != classes:
+            raise UserError(
+                f"finetune.class_weights: found {len(asked)} weights; expected one for each of the {classes} labels, "
+                "in the order of task.labels."
+            )
+        return asked
+    flat = np.hstack(list(labels))
+    counts = np.bincount(flat[flat != IGNORED], minlength=classes)
+    if not counts.all():
+        missing = [int(at) for at in np.flatnonzero(counts == 0)]
+        raise UserError(
+            f"finetune.class_weights: balanced needs a row of each label in train; labels {missing} of task.labels "
+            "(counted from 0) have none. Remove them from task.labels, or give the weights as a list."
+        )
+    return [float(weight) for weight in counts.sum() / (classes * counts)]
+
+
+def check_sample_weights(weights: Sequence[float | None]) -> None:
+    """Refuse sample weights that are no weights.
+
+    Raises
+        UserError  naming the first row that has none, a negative or an infinite one.
+    """
+    import math
+
+    for row, weight in enumerate(weights):
+        if weight is None or not math.isfinite(weight) or weight < 0:
+            raise UserError(
+                f"the training split's column {SAMPLE_WEIGHT}: row {row} has {weight}; expected a finite number ≥ 0."
+            )
