@@ -1,6 +1,7 @@
 """A training that was killed ends with the bytes of one that never was (FAULTS: torn saves, kills, stale folders).
 
-Real processes, real SIGKILL, at the thread count of the default recipe. Three epochs of some thirty steps.
+Real processes, real SIGKILL, at the thread count of the default recipe. Three epochs of some thirty steps; for each
+way of training that keeps more than weights, a fresh process for every part, so that no set's order can hide.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from tests.conftest import Project, environment
 from tunewright.checkpoints import newest_first
@@ -135,3 +137,35 @@ def test_a_training_that_diverges_stops_and_says_so(untrained):
     assert found.returncode == 2
     assert "training diverged" in found.stderr and "Traceback" not in found.stderr
     assert not (project.root / "models/tuned").exists()
+
+
+LORA = {"lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "lora_target_modules": "all-linear"}
+WAYS = {
+    "dropout": {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},
+    "lora": {"finetuning_type": "lora", **LORA},
+    "accumulation": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2},
+    "stopping": {"early_stopping_patience": 2, "early_stopping_threshold": 1.0},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_killed_in_any_way_of_training(untrained, way):
+    project, _, _ = untrained
+    before = YAML(typ="safe").load(project.root / "params.yaml")["finetune"]
+    project.edit(lambda params: params["finetune"].update(WAYS[way]))
+    try:
+        model, report, _ = train(project)
+        shutil.rmtree(project.root / "models/tuned")
+        (project.root / "reports/finetune.json").unlink()
+        train_and_kill(project, "step 24/")  # in the first epoch
+        train_and_kill(project, "step 44/")  # in the second
+        if way == "stopping":  # no evaluation betters the first by 1.0: step 32 raised the counter, step 48 would stop
+            state = read_json(checkpoints(project)[0] / "trainer_state.json")
+            (callback,) = [state["stateful_callbacks"]["EarlyStoppingCallback"]]
+            assert callback["attributes"]["early_stopping_patience_counter"] == 1
+        again, its_report, printed = train(project)
+    finally:
+        project.edit(lambda params: params.__setitem__("finetune", before))
+    assert "going on from checkpoint-" in printed
+    assert (again, its_report) == (model, report)
+    assert its_report["stopped_early"] is (way == "stopping")
