@@ -1,6 +1,6 @@
 """Processes that end with the run that started them: each leads a process group, and the whole group is ended.
 
-A signal to `dvc` alone leaves its stage at work; a signal to the group does not.
+A signal to `dvc` alone leaves its stage at work, so that is never what is sent.
 """
 
 from __future__ import annotations
@@ -56,6 +56,23 @@ def end_group(process: Leader, first: signal.Signals = signal.SIGTERM) -> None:
             time.sleep(0.05)
 
 
+def end_dvc(process: Forked) -> None:
+    """End a `dvc` command by ending what it has started: it then ends by itself, with its locks given back.
+
+    Killed while it writes its lock file, DVC would leave one that no later command can read. What has not ended after
+    a grace is killed nevertheless.
+    """
+    told = {process.pid}
+    deadline = time.monotonic() + GRACE_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        for pid in set(_members(process.pid)) - told:
+            told.add(pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        time.sleep(0.05)
+    end_group(process, signal.SIGKILL)
+
+
 def _members(group: int) -> list[int]:
     """The living processes of a group. A zombie that nobody reaps yet is not one."""
     found = []
@@ -90,7 +107,7 @@ class Groups:
             self._open = False
             alive = list(self._alive)
         for process in alive:
-            end_group(process)
+            end_dvc(process)
         self._warm.close()
 
     def dvc(self, *arguments: str, on_line: Callable[[str], None], timeout_seconds: float | None) -> int:
@@ -111,7 +128,7 @@ class Groups:
         try:
             status = process.wait(timeout_seconds)
         except subprocess.TimeoutExpired:
-            end_group(process)
+            end_dvc(process)
             raise
         finally:
             with self._lock:
