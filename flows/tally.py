@@ -12,11 +12,10 @@ from typing import Any
 from flows.guess import Labels, Roles
 from tunewright.profile import Profile, as_text, looked_at
 from tunewright.sniff import Described
+from tunewright.sources import CONTROL
 
 TEXTS = 2000  # texts that are tokenized
 ENTITY = re.compile(r"&(?:[a-z]+|#\d+);")
-# As `ingest` has it: Unicode's control characters, but those that are white space.
-CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ import difflib
 import hashlib
 import itertools
 import json
-import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -39,7 +38,7 @@ from tunewright.files import parquet_writer, sha256_tree
 from tunewright.params import Fraction, Section
 from tunewright.privacy import pseudonym
 from tunewright.report import Report, RowAccount
-from tunewright.sources import WRONG_TYPE, Record, Rejected, named, shown
+from tunewright.sources import CONTROL, WRONG_TYPE, Record, Rejected, named, shown
 from tunewright.stage import Dep, Out, Paths, run_stage
 from tunewright.task import TaskType
 
@@ -52,8 +51,6 @@ BATCH_ROWS = 16_384  # of a row group
 BATCH_CHARACTERS = 1 << 24  # fewer rows where their texts are longer than this in all
 RECORD_BYTES = 1 << 22  # of one record, beside its text
 QUARANTINE = ("source", "file", "line", "reason", "detail", "record")
-# Unicode's control characters (category Cc), but those that are white space: a tab, line ends, a form feed.
-CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 
 CONTROL_CHARACTERS = "control_characters"
 EMPTY_ID = "empty_id"

@@ -19,6 +19,7 @@ import gzip
 import importlib
 import lzma
 import pkgutil
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -33,6 +34,9 @@ BLOCK = 1 << 20  # bytes read at once
 SHOWN = 65_536  # bytes that are kept of a line that is too long to be read
 COMPRESSED = (".bz2", ".gz", ".xz", ".zst")
 BROKEN = (EOFError, OSError, ValueError, lzma.LZMAError, zlib.error)  # what a compressed file that is cut off raises
+
+# Unicode's control characters (category Cc), but those that are white space: a tab, line ends, a form feed.
+CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 
 BAD_ENCODING = "bad_encoding"
 BROKEN_QUOTES = "broken_quotes"
