@@ -135,10 +135,10 @@ def run(
         )
     train = read_parquet(paths.prepared / "train.parquet")
     labels = train.column("label").to_pylist()
-    counts = Counter(chain.from_iterable(labels) if task.multi_label else labels)
+    counts = Counter(chain.from_iterable(labels) if task.label_kind == "set" else labels)
     masked = partial(mask, params=privacy)
     # The measures of a group compare distributions over labels, of which a row has one.
-    named = [] if task.multi_label else params.sensitive_features
+    named = [] if task.label_kind == "set" else params.sensitive_features
     features = {name: _feature(name, train, params, task, paths, masked) for name in named}
     findings = [finding for name, feature in features.items() for finding in _findings(name, feature, params)]
     if not features:
@@ -147,7 +147,7 @@ def run(
                 rule="audit_data.sensitive_features",
                 verdict="not_assessed",
                 found="a row may have several labels, for which no group is compared"
-                if task.multi_label
+                if task.label_kind == "set"
                 else "no sensitive feature is named, so no group was compared",
                 expected="at least one column of ingest.sources[].keep_columns",
             )

@@ -150,7 +150,8 @@ def run(
     train = Dataset.from_file(str(paths.tokens / "train.arrow"))
     validation = Dataset.from_file(str(paths.tokens / "validation.arrow"))
     longest = max(max(train["length"]), max(validation["length"]))
-    base = tuning.load(task, paths.base_model, _dropout(params), params)
+    dropout = tuning.dropout(paths.base_model, params.hidden_dropout_prob, params.attention_probs_dropout_prob)
+    base = tuning.load(task, paths.base_model, dropout, params)
     model = tuning.prepare(base, task, params, longest)
     folder = CHECKPOINTS / _key(paths, params, task, seed, num_threads)
     trainer = make_trainer(
@@ -159,7 +160,7 @@ def run(
         train,
         validation,
         collate=lambda rows: _collate(task, rows, model.config.pad_token_id or 0),
-        compute_metrics=task.compute_metrics,
+        compute_metrics=task.compute_metrics if task.watch_metrics else None,
         callbacks=[
             EarlyStoppingCallback(params.early_stopping_patience, params.early_stopping_threshold),
             Curves(paths.curves),
@@ -230,11 +231,6 @@ def _precision(params: FinetuneParams) -> dict[str, bool]:
     if not (params.bf16 or params.fp16):
         return {}
     return {"bf16": params.bf16, "fp16": params.fp16, "use_cpu": not torch.cuda.is_available()}
-
-
-def _dropout(params: FinetuneParams) -> dict[str, float]:
-    named = params.model_dump(include={"hidden_dropout_prob", "attention_probs_dropout_prob"}, exclude_none=True)
-    return dict(named)
 
 
 def _loss(params: FinetuneParams, model: Any, train: Any) -> Any:

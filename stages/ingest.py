@@ -232,7 +232,7 @@ def run(paths: IngestPaths, params: IngestParams, task: TaskType) -> IngestRepor
     kept_columns = list(dict.fromkeys(name for source in params.sources for name in source.keep_columns))
     _check_names(kept_columns, params, task)
     columns = ("row_id", "source", "line", *task.columns, *kept_columns)
-    lists = ("label",) if task.multi_label else ()
+    lists = ("label",) if task.label_kind == "set" else ()
     reports: list[SourceReport] = []
     failed = None
     with _table(paths.quarantine, QUARANTINE) as quarantine:
@@ -414,7 +414,7 @@ class _Reader:
         if found == []:
             self._rows_without_label += 1
         elif found is not None:
-            for label in found if self._task.multi_label else (found,):
+            for label in found if self._task.label_kind == "set" else (found,):
                 self._label_counts[label] += 1
         return row
 
@@ -455,7 +455,7 @@ class _Reader:
             _Fault    for a value that is no label of the task.
             _Dropped  for a number in no bin, and a value that params map to null.
         """
-        if not self._task.multi_label:
+        if self._task.label_kind != "set":
             text = self._cleaned(_text(value, "label"), "label")
             return self._known(text) if text else None
         if value is None:
@@ -687,7 +687,7 @@ def _check_names(kept_columns: list[str], params: IngestParams, task: TaskType) 
                     f"ingest: {key} of {source.name} names {', '.join(sorted(labels - known))}; "
                     f"task.labels are {', '.join(task.params.labels)}. Make them agree."
                 )
-        if source.label_separator is not None and not task.multi_label:
+        if source.label_separator is not None and task.label_kind != "set":
             raise UserError(
                 f"ingest: {source.name} has a label_separator, but a row of {task.params.type} has one label. "
                 f"Remove it, or choose another task.type."

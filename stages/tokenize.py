@@ -3,7 +3,8 @@
 Reads   paths.prepared        Parquet, one file a split
         paths.data_passed     the data gate's pass: nothing is tokenized that it has not passed
         paths.base_model      for its tokenizer
-Writes  paths.tokens          one Arrow stream a split: row_id, input_ids (T,), labels, length; nothing is padded.
+Writes  paths.tokens          one Arrow stream a split: row_id, input_ids (T,), labels, length, and what else
+                              the task's `encode` gives; nothing is padded.
                               A column sample_weight of the rows goes along, for training
         paths.tokenize_plots  lengths.csv, for `dvc plots`
 Report  paths.reports/tokenize.json: lengths in tokens before truncation, and how many rows were cut
@@ -22,6 +23,7 @@ from tunewright.params import Section
 from tunewright.report import Report, RowAccount
 from tunewright.stage import Dep, Out, Paths, run_stage
 from tunewright.task import SAMPLE_WEIGHT, TaskType
+from tunewright.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,29 +80,31 @@ def run(paths: TokenizePaths, params: TokenizeParams, task: TaskType) -> Tokeniz
         UserError   when max_length is more than the model can take.
     """
     import pyarrow as pa
-    from tokenizers import Tokenizer
 
     require_pass(paths.data_passed, "prepared", sha256_tree(paths.prepared))
     _check_fits(paths.base_model, params.max_length)
-    tokenizer = Tokenizer.from_file(str(paths.base_model / "tokenizer.json"))
+    tokenizer = open_tokenizer(paths.base_model)
     splits: dict[str, SplitLengths] = {}
     with atomic_folder(paths.tokens) as folder:
         for split in SPLITS:
             rows = read_parquet(paths.prepared / f"{split}.parquet")
             encoded = task.encode(rows, tokenizer, params.max_length)
             kept = [len(ids) for ids in encoded["input_ids"]]
+            before = encoded.pop("tokens_before")
+            of_row = encoded.pop("row", None)
+            source = rows if of_row is None else rows.take(of_row)
             columns = {
-                "row_id": rows.column("row_id"),
-                "input_ids": pa.array(encoded["input_ids"], type=pa.list_(pa.int32())),
-                "labels": pa.array(encoded["labels"]),
+                "row_id": source.column("row_id"),
+                "input_ids": pa.array(encoded.pop("input_ids"), type=pa.list_(pa.int32())),
+                **{name: pa.array(values) for name, values in encoded.items()},
                 "length": pa.array(kept, type=pa.int32()),
             }
-            if SAMPLE_WEIGHT in rows.column_names:
-                columns[SAMPLE_WEIGHT] = rows.column(SAMPLE_WEIGHT).cast(pa.float64())
+            if SAMPLE_WEIGHT in source.column_names:
+                columns[SAMPLE_WEIGHT] = source.column(SAMPLE_WEIGHT).cast(pa.float64())
             table = pa.table(columns)
             with pa.OSFile(str(folder / f"{split}.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as out:
                 out.write_table(table.combine_chunks())
-            splits[split] = _lengths(encoded["tokens_before"], kept, params.max_length)
+            splits[split] = _lengths(before, kept, params.max_length)
     _write_plot(splits, paths.tokenize_plots)
     rows_in = sum(found.rows for found in splits.values())
     return TokenizeReport(

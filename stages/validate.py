@@ -182,7 +182,7 @@ def _expectations(params: ValidateParams, task: TaskType) -> list[Any]:
         ("expect_table_row_count_to_be_between", {"min_value": params.min_rows, "max_value": params.max_rows}),
     ]
     # Great Expectations can't look into a list: of several labels a row, ingest holds each against task.labels.
-    texts = [column for column in task.columns if column != "label" or not task.multi_label]
+    texts = [column for column in task.columns if column != "label" or task.label_kind != "set"]
     for column in task.columns:
         wanted.append(("expect_column_to_exist", {"column": column}))
         if column in texts:

@@ -1,10 +1,16 @@
-"""What a task type is: the protocol that every file in `task_types/` keeps, and how one is loaded by name."""
+"""What a task type is: what every file in `task_types/` gives, and how one is loaded by name.
+
+The stages ask the task type for all that differs between jobs: which columns a row has, how it becomes model inputs,
+what the model writes for it, which metrics that makes, and what is reached without a model. So a new job is one file.
+"""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tunewright.params import TaskParams
 
@@ -12,44 +18,139 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from tunewright.statistics import Statistic
+    from tunewright.tokenizer import ModelTokenizer
+
 SAMPLE_WEIGHT = "sample_weight"
 """A column of numbers that weighs the rows in training, where the prepared rows have it."""
 
+LabelKind = Literal["one", "set", "sequence", "number", "none"]
 
-class TaskType(Protocol):
-    """One kind of job, from a row of text to a metric.
 
-    A task type knows its columns, how a row becomes model inputs, which model class it loads and what its
-    outputs mean. It knows nothing of files, stages or training loops.
+@dataclass(frozen=True)
+class Predicting:
+    """How a model is asked. `generation` is the section `evaluate.generation`, for tasks that write text."""
+
+    batch_size: int
+    seed: int
+    generation: Any = None
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What is reached without training a network: `predictions` as `TaskType.predict` gives them, for each split."""
+
+    name: str
+    """In words, for the report: "TF-IDF and logistic regression"."""
+    predictions: Mapping[str, pa.Table]
+    details: dict[str, Any] = field(default_factory=dict)
+    """For the report's JSON: candidates, the one chosen."""
+
+
+class TaskType:
+    """One kind of job, from a row of text to a metric: the base of every `Task` in `task_types/`.
+
+    It knows nothing of files, stages or training loops. Where a method below has a body, that is what a job without
+    anything special needs.
     """
 
-    params: Any
-    """The section `task` of params.yaml, as the task type's own `TaskParams`."""
-    columns: ClassVar[tuple[str, ...]]
-    """The columns that `ingest` must fill from each source, beside the row's id; the text first."""
-    multi_label: ClassVar[bool]
-    """Whether `label` holds the list of a row's labels, sorted as in `task.labels`, in place of the one label."""
+    columns: ClassVar[tuple[str, ...]] = ("text",)
+    """The columns that `ingest` must fill from each source, beside the row's id; the text first. `label` is what a
+    classifier predicts, of the kind `label_kind`; `target` is a text that is to be written."""
+    label_kind: ClassVar[LabelKind] = "none"
+    """What `label` holds. one: a name of `task.labels`. set: a list of them, sorted as in `task.labels`. sequence: a
+    list of them in the file's order, one for each word of `text` (words stand between single spaces). number: float64.
+    none: there is no such column."""
+    metric_names: ClassVar[tuple[str, ...]]
+    """What `statistics` gives. The first decides: margins over the baseline are its."""
+    lower_is_better: ClassVar[frozenset[str]] = frozenset()
+    """Those of `metric_names` of which less is better."""
+    generates: ClassVar[bool] = False
+    """Whether the model writes text, by `evaluate.generation`."""
+    pretrained: ClassVar[bool] = False
+    """Whether the untouched base model can do this job already, so that it is measured too (a language model can;
+    a classifier's new head can't)."""
+    watch_metrics: ClassVar[bool] = True
+    """Whether `compute_metrics` is called while training. Logits over a vocabulary are too large to be kept: such a
+    job watches the loss alone."""
+    examples_title: ClassVar[str] = "Examples"
 
-    def encode(self, rows: pa.Table, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
-        """Rows → model inputs, by a `tokenizers.Tokenizer`: `input_ids` (one list of token ids a row, unpadded),
-        `labels`, `tokens_before` (the length in tokens before truncation)."""
-        ...
+    def __init__(self, params: Any) -> None:
+        self.params = params
 
-    def load_model(self, folder: Path, settings: dict[str, Any]) -> Any:
-        """The model to tune, from a folder with safetensors; `settings` go into its config (dropout)."""
-        ...
+    # --- rows → model inputs
 
-    def head_modules(self, model: Any) -> list[Any]:
-        """The modules that `finetuning_type: head` trains: what is new on top of the pretrained body."""
-        ...
+    def encode(self, rows: pa.Table, tokenizer: ModelTokenizer, max_length: int) -> dict[str, list[Any]]:
+        """Rows → model inputs: `input_ids` (a list of token ids each, unpadded), `labels`, `tokens_before` (the length
+        in tokens before truncation). A job that makes several inputs of one row gives `row` too: of which row each is,
+        in their order. Any further list is kept as a column of the tokens."""
+        raise NotImplementedError
 
     def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Any]:
         """Rows of one batch → padded tensors: input_ids (B, T), attention_mask (B, T), labels."""
-        ...
+        raise NotImplementedError
+
+    # --- the model
+
+    def load_model(self, folder: Path, settings: dict[str, Any]) -> Any:
+        """The model to tune, from a folder with safetensors; `settings` go into its config (dropout)."""
+        raise NotImplementedError
+
+    def from_config(self, config: Any) -> Any:
+        """A model with new weights, of an `AutoConfig`: training from scratch."""
+        raise NotImplementedError
+
+    def head_modules(self, model: Any) -> list[Any]:
+        """The modules that `finetuning_type: head` trains: what is new on top of the pretrained body."""
+        raise NotImplementedError
 
     def compute_metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """The metrics watched during training, from logits (N, …) and labels (N, …)."""
-        ...
+        return {}
+
+    # --- what it is worth
+
+    def predict(
+        self, model: Any, tokenizer: ModelTokenizer, rows: pa.Table, tokens: pa.Table, how: Predicting
+    ) -> pa.Table:
+        """What the model says: one row for each of `rows`, in their order, of all that `statistics` needs (without
+        row_id). Classifiers give label, predicted, probability_NAME, logit_NAME; jobs that write text give label (the
+        text that was expected) and predicted; language models give nll (nats, summed over a row's counted tokens),
+        tokens and bytes.
+
+        rows: of `paths.prepared`.   tokens: what `encode` made of them, as `tokenize` keeps it.
+        """
+        raise NotImplementedError
+
+    def statistics(self, predictions: pa.Table, calibration_bins: int) -> dict[str, Statistic]:
+        """Each of `metric_names` as a function of how often each row counts: (B, N) → (B,). So every metric has a
+        bootstrap interval, and a paired one against any other predictions of the same rows."""
+        raise NotImplementedError
+
+    def scores(self, predictions: pa.Table) -> np.ndarray:
+        """One number a row (N,), more is better, whose mean says how good a slice of the rows is; for a classifier
+        whether the row was predicted right, 0.0 or 1.0. NaN where a row was not scored."""
+        raise NotImplementedError
+
+    def details(self, predictions: pa.Table, calibration_bins: int) -> dict[str, Any]:
+        """What one split's metrics can't show, for the report's JSON and its pictures: a confusion matrix."""
+        return {}
+
+    def pictures(self, details: Mapping[str, Any]) -> dict[str, str]:
+        """`details` of test as pictures (SVG), by name."""
+        return {}
+
+    def examples(self, predictions: pa.Table, count: int) -> list[int]:
+        """The positions of the rows of test that the report quotes, by default those with the lowest score."""
+        import numpy as np
+
+        scores = self.scores(predictions)
+        order = np.argsort(scores, kind="stable")  # NaN last
+        return [int(at) for at in order[: min(count, int(np.isfinite(scores).sum()))]]
+
+    def baseline(self, splits: Mapping[str, pa.Table], params: Any, seed: int) -> Baseline:
+        """Fit on train, choose on validation, predict validation and test.   params: the section `baseline`."""
+        raise NotImplementedError
 
 
 def load_task(params: TaskParams) -> TaskType:

@@ -17,7 +17,15 @@ import torch
 from datasets import Dataset
 from dvclive import Live
 from safetensors.torch import load_file, save_file
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EvalPrediction,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from tunewright import checkpoints
 from tunewright.batches import LengthGroupedSampler, sorted_batches
@@ -268,13 +276,21 @@ def make_trainer(
     train: Dataset,
     validation: Dataset,
     collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
-    compute_metrics: Callable[[np.ndarray, np.ndarray], dict[str, float]],
+    compute_metrics: Callable[[np.ndarray, np.ndarray], dict[str, float]] | None,
     callbacks: list[TrainerCallback],
     keep_checkpoints: int,
     loss: Loss | None = None,
     layerwise_lr_decay: float | None = None,
 ) -> ExactTrainer:
-    """A Trainer with what every exact run needs, around the user's own `arguments`."""
+    """A Trainer with what every exact run needs, around the user's own `arguments`.
+
+    compute_metrics: from logits and labels; None where no logits are kept, and the loss alone is watched.
+    """
+
+    def metrics(found: EvalPrediction) -> dict[str, float]:
+        assert compute_metrics is not None  # noqa: S101 - for the type checker: it is given to Trainer only then
+        return compute_metrics(found.predictions, found.label_ids)
+
     trainer = ExactTrainer(
         model=model,
         args=TrainingArguments(
@@ -293,11 +309,12 @@ def make_trainer(
             dataloader_pin_memory=torch.cuda.is_available(),
             disable_tqdm=True,
             report_to="none",
+            prediction_loss_only=compute_metrics is None,
         ),
         train_dataset=train,
         eval_dataset=validation,
         data_collator=collate,
-        compute_metrics=lambda found: compute_metrics(found.predictions, found.label_ids),
+        compute_metrics=None if compute_metrics is None else metrics,
         callbacks=[*callbacks, StopOnNaN(), Progress()],
         keep_checkpoints=keep_checkpoints,
         loss=loss,

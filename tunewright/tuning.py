@@ -35,6 +35,10 @@ LOW_RANK = ("lora", "dora", "qlora")
 VIRTUAL_TOKENS = ("prompt", "prefix")
 PEFT_METHODS = (*LOW_RANK, "ia3", *VIRTUAL_TOKENS)
 
+# What kinds of models call their dropout.
+HIDDEN_DROPOUT = ("hidden_dropout_prob", "hidden_dropout", "dropout_rate", "dropout", "resid_pdrop", "embd_pdrop")
+ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
+
 # The keys of a way → the ways that have them.
 BELONGS = {
     "freeze_trainable_layers": ("freeze",),
@@ -100,6 +104,34 @@ def load(task: TaskType, folder: Path, settings: dict[str, Any], params: TuningP
     if params.finetuning_type == "qlora":
         settings = {**settings, **_four_bits()}
     return task.load_model(folder, settings)
+
+
+def dropout(folder: Path, hidden: float | None, attention: float | None) -> dict[str, float]:
+    """Settings of `from_pretrained` for dropout, under the names that this kind of model has for it.
+
+    hidden, attention: probabilities; None leaves what the base model's config says.
+
+    Raises
+        UserError  dropout where the kind of model has none.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    settings: dict[str, float] = {}
+    for key, value, names in (
+        ("hidden_dropout_prob", hidden, HIDDEN_DROPOUT),
+        ("attention_probs_dropout_prob", attention, ATTENTION_DROPOUT),
+    ):
+        if value is None:
+            continue
+        known = [name for name in names if hasattr(config, name)]
+        if value > 0 and not known:
+            raise UserError(
+                f"finetune.{key}: found {value:g}; a base model of type {config.model_type} has no such dropout. "
+                f"Set {key}: null."
+            )
+        settings |= dict.fromkeys(known, value)
+    return settings
 
 
 def _four_bits() -> dict[str, Any]:

@@ -5,15 +5,15 @@ import math
 import numpy as np
 import pyarrow as pa
 import pytest
-from tokenizers import Tokenizer
 
 from tunewright.task_types.multi_label_classification import Task, TaskParams
+from tunewright.tokenizer import open_tokenizer
 
 TASK = Task(TaskParams(type="multi_label_classification", labels=["joy", "anger", "fear"]))
 
 
 def test_labels_become_one_number_each(tiny_model):
-    tokenizer = Tokenizer.from_file(str(tiny_model / "tokenizer.json"))
+    tokenizer = open_tokenizer(tiny_model)
     labels = pa.array([["joy", "fear"], [], ["anger"]], pa.list_(pa.string()))
     rows = pa.table({"text": ["a film", "a film " * 50, ""], "label": labels})
     encoded = TASK.encode(rows, tokenizer, max_length=8)

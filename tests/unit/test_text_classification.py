@@ -3,21 +3,21 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from tokenizers import Tokenizer
 
 from tunewright.task_types.text_classification import Task, TaskParams
+from tunewright.tokenizer import open_tokenizer
 
 TASK = Task(TaskParams(type="text_classification", labels=["negative", "positive"]))
 
 
 def test_a_long_row_is_cut_with_its_special_tokens_kept(tiny_model):
-    tokenizer = Tokenizer.from_file(str(tiny_model / "tokenizer.json"))
+    tokenizer = open_tokenizer(tiny_model)
     rows = pa.table({"text": ["a film", "a film " * 50], "label": ["positive", "negative"]})
     encoded = TASK.encode(rows, tokenizer, max_length=8)
     assert encoded["tokens_before"] == [4, 102]
     assert [len(ids) for ids in encoded["input_ids"]] == [4, 8]
-    assert encoded["input_ids"][1][0] == tokenizer.token_to_id("[CLS]")
-    assert encoded["input_ids"][1][-1] == tokenizer.token_to_id("[SEP]")
+    assert encoded["input_ids"][1][0] == tokenizer.backend.token_to_id("[CLS]")
+    assert encoded["input_ids"][1][-1] == tokenizer.backend.token_to_id("[SEP]")
     assert encoded["labels"] == [1, 0]
 
 
@@ -26,7 +26,7 @@ def test_tokens_are_those_of_transformers_own_tokenizer(tiny_model):
 
     texts = ["A déjà-vu, naïvely 'told' … 北京 🎬", "x" * 300, "", "one  two\tthree"]
     rows = pa.table({"text": texts, "label": ["positive"] * 4})
-    encoded = TASK.encode(rows, Tokenizer.from_file(str(tiny_model / "tokenizer.json")), max_length=16)
+    encoded = TASK.encode(rows, open_tokenizer(tiny_model), max_length=16)
     theirs = AutoTokenizer.from_pretrained(tiny_model)(texts, truncation=True, max_length=16)["input_ids"]
     assert encoded["input_ids"] == theirs
 

@@ -13,10 +13,13 @@ from pydantic import AfterValidator, Field
 
 from tunewright import params as params_module
 from tunewright.classification import classifier, classifier_head, distinct, padded, tokenized
+from tunewright.task import LabelKind, TaskType
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
+
+    from tunewright.tokenizer import ModelTokenizer
 
 
 class TaskParams(params_module.TaskParams):
@@ -27,18 +30,15 @@ class TaskParams(params_module.TaskParams):
     """The label set, in the order of the model's outputs. Fixed here, not taken from the data."""
 
 
-class Task:
+class Task(TaskType):
     """See `tunewright.task.TaskType`."""
 
     columns: ClassVar[tuple[str, ...]] = ("text", "label")
-    multi_label: ClassVar[bool] = True
+    label_kind: ClassVar[LabelKind] = "set"
 
-    def __init__(self, params: TaskParams) -> None:
-        self.params = params
-
-    def encode(self, rows: pa.Table, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
+    def encode(self, rows: pa.Table, tokenizer: ModelTokenizer, max_length: int) -> dict[str, list[Any]]:
         """Tokenize `text`; for each label of `task.labels` 1.0 where the row has it, else 0.0."""
-        encoded, lengths = tokenized(rows.column("text").to_pylist(), tokenizer, max_length)
+        encoded, lengths = tokenized(rows.column("text").to_pylist(), tokenizer.backend, max_length)
         found = [set(labels) for labels in rows.column("label").to_pylist()]
         labels = [[float(label in row) for label in self.params.labels] for row in found]
         return {"input_ids": encoded, "labels": labels, "tokens_before": lengths}

@@ -13,10 +13,13 @@ from pydantic import AfterValidator, Field
 
 from tunewright import params as params_module
 from tunewright.classification import classifier, classifier_head, distinct, padded, tokenized
+from tunewright.task import LabelKind, TaskType
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
+
+    from tunewright.tokenizer import ModelTokenizer
 
 
 class TaskParams(params_module.TaskParams):
@@ -27,18 +30,15 @@ class TaskParams(params_module.TaskParams):
     """The label set, in the order of the model's outputs. Fixed here, not taken from the data."""
 
 
-class Task:
+class Task(TaskType):
     """See `tunewright.task.TaskType`."""
 
     columns: ClassVar[tuple[str, ...]] = ("text", "label")
-    multi_label: ClassVar[bool] = False
+    label_kind: ClassVar[LabelKind] = "one"
 
-    def __init__(self, params: TaskParams) -> None:
-        self.params = params
-
-    def encode(self, rows: pa.Table, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
+    def encode(self, rows: pa.Table, tokenizer: ModelTokenizer, max_length: int) -> dict[str, list[Any]]:
         """Tokenize `text`; a label becomes its index in `task.labels`."""
-        encoded, lengths = tokenized(rows.column("text").to_pylist(), tokenizer, max_length)
+        encoded, lengths = tokenized(rows.column("text").to_pylist(), tokenizer.backend, max_length)
         index = {label: position for position, label in enumerate(self.params.labels)}
         labels = [index[label] for label in rows.column("label").to_pylist()]
         return {"input_ids": encoded, "labels": labels, "tokens_before": lengths}
