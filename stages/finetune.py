@@ -17,19 +17,17 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field
 
-from tunewright import tuning
+from tunewright import fitting, tuning
 from tunewright.checkpoints import training_key
 from tunewright.files import atomic_folder, sha256_file, sha256_tree
-from tunewright.losses import LossParams, check_sample_weights, make_loss
-from tunewright.optimizers import OptimizerParams
-from tunewright.params import Fraction
+from tunewright.fitting import TrainingParams
 from tunewright.report import Report, RowAccount
 from tunewright.stage import STATE, Dep, Key, Out, Paths, run_stage
-from tunewright.task import SAMPLE_WEIGHT, TaskType
+from tunewright.task import TaskType
 
 CHECKPOINTS = STATE / "checkpoints"
 SHAPING_PACKAGES = ("accelerate", "datasets", "numpy", "peft", "safetensors", "torch", "transformers")
@@ -37,6 +35,7 @@ SHAPING_CODE = (
     "stages/finetune.py",
     "tunewright/batches.py",
     "tunewright/compute.py",
+    "tunewright/fitting.py",
     "tunewright/losses.py",
     "tunewright/optimizers.py",
     "tunewright/training.py",
@@ -44,45 +43,10 @@ SHAPING_CODE = (
 )
 
 
-class FinetuneParams(tuning.TuningParams, OptimizerParams, LossParams):
-    """Transformers' TrainingArguments and PEFT's settings, letter for letter."""
+class FinetuneParams(TrainingParams):
+    """Transformers' TrainingArguments and PEFT's settings, letter for letter: see tunewright/fitting.py."""
 
-    num_train_epochs: float = Field(gt=0, le=1000)
-    max_steps: int = Field(ge=-1, description="optimizer steps; -1: as num_train_epochs says")
-    per_device_train_batch_size: int = Field(ge=1, le=65536, description="rows")
-    per_device_eval_batch_size: int = Field(ge=1, le=65536, description="rows")
-    gradient_accumulation_steps: int = Field(ge=1, le=65536)
-    gradient_checkpointing: bool = False
-    bf16: bool = False
-    fp16: bool = False
-    hidden_dropout_prob: Fraction | None
-    attention_probs_dropout_prob: Fraction | None
-    eval_steps: int = Field(ge=1, description="optimizer steps between two evaluations; each writes a checkpoint")
-    logging_steps: int = Field(ge=1)
-    save_total_limit: int = Field(ge=1, description="checkpoints kept while training, beside the best")
-    metric_for_best_model: str = Field(pattern=r"^eval_[a-z0-9_]+$")
-    early_stopping_patience: int = Field(ge=1, description="evaluations without an improvement")
-    early_stopping_threshold: float = Field(ge=0)
     generalization_gap_warn: float = Field(default=0.2, ge=0)
-
-    @model_validator(mode="after")
-    def _a_checkpoint_stands_where_a_log_does(self) -> Self:
-        # A checkpoint does not hold a half-summed loss.
-        if self.eval_steps % self.logging_steps:
-            raise ValueError(f"eval_steps ({self.eval_steps}) to be a multiple of logging_steps ({self.logging_steps})")
-        return self
-
-    @model_validator(mode="after")
-    def _the_way_can_do_it(self) -> Self:
-        way = self.finetuning_type
-        if self.layerwise_lr_decay is not None and way in ("head", *tuning.VIRTUAL_TOKENS):
-            raise ValueError(f"no layerwise_lr_decay with finetuning_type {way}, which trains no layer")
-        if self.gradient_checkpointing and way in ("head", "prefix"):
-            why = "trains no layer" if way == "head" else "hands its prefix to the layers as a cache"
-            raise ValueError(f"gradient_checkpointing false with finetuning_type {way}, which {why}")
-        if self.bf16 and self.fp16:
-            raise ValueError("at most one of bf16 and fp16")
-        return self
 
 
 class FinetunePaths(Paths):
@@ -138,38 +102,22 @@ def run(
         UserError  a training that diverged, a metric_for_best_model that the task does not compute, a way or a loss
                    that does not fit the base model or the task, a number format that the hardware lacks.
     """
-    from datasets import Dataset
     from transformers import EarlyStoppingCallback
 
     from tunewright import compute
     from tunewright.batches import padded_to_real
-    from tunewright.training import Curves, history, make_trainer, resume_or_start
+    from tunewright.training import Curves, history, resume_or_start
 
     compute.check_precision(params.bf16, params.fp16)
     compute.set_up(num_threads, seed)
-    train = Dataset.from_file(str(paths.tokens / "train.arrow"))
-    validation = Dataset.from_file(str(paths.tokens / "validation.arrow"))
-    longest = max(max(train["length"]), max(validation["length"]))
-    dropout = tuning.dropout(paths.base_model, params.hidden_dropout_prob, params.attention_probs_dropout_prob)
-    base = tuning.load(task, paths.base_model, dropout, params)
-    model = tuning.prepare(base, task, params, longest)
+    train, validation = (fitting.read_split(paths.tokens, split) for split in ("train", "validation"))
     folder = CHECKPOINTS / _key(paths, params, task, seed, num_threads)
-    trainer = make_trainer(
-        model,
-        {**_arguments(params), "output_dir": str(folder), "seed": seed},
-        train,
-        validation,
-        collate=lambda rows: _collate(task, rows, model.config.pad_token_id or 0),
-        compute_metrics=task.compute_metrics if task.watch_metrics else None,
-        callbacks=[
-            EarlyStoppingCallback(params.early_stopping_patience, params.early_stopping_threshold),
-            Curves(paths.curves),
-        ],
-        keep_checkpoints=params.save_total_limit,
-        loss=_loss(params, base, train),
-        layerwise_lr_decay=params.layerwise_lr_decay,
+    early_stopping = EarlyStoppingCallback(params.early_stopping_patience, params.early_stopping_threshold)
+    trainer = fitting.build(
+        task, paths.base_model, train, validation, params, seed, folder, [early_stopping, Curves(paths.curves)]
     )
     resume_or_start(trainer)
+    model = trainer.model
     trainable = sum(weights.numel() for weights in model.parameters() if weights.requires_grad)
     parameters = sum(weights.numel() for weights in model.parameters())
     weights_file = _save(model, task, paths, params)
@@ -200,60 +148,6 @@ def run(
         print(f"warning: {warning}", file=sys.stderr)
     shutil.rmtree(folder)
     return report
-
-
-def _arguments(params: FinetuneParams) -> dict[str, Any]:
-    """What `TrainingArguments` takes."""
-    ours = {
-        *tuning.TuningParams.model_fields,
-        *OptimizerParams.model_fields,
-        *LossParams.model_fields,
-        "gradient_checkpointing",
-        "bf16",
-        "fp16",
-        "hidden_dropout_prob",
-        "attention_probs_dropout_prob",
-        "save_total_limit",
-        "early_stopping_patience",
-        "early_stopping_threshold",
-        "generalization_gap_warn",
-    }
-    found = params.model_dump(exclude=ours) | params.optimizer_arguments()
-    found["label_smoothing_factor"] = params.label_smoothing_factor
-    if params.gradient_checkpointing:
-        found["activation_checkpointing"] = True  # what Transformers calls it now
-    return found | _precision(params)
-
-
-def _precision(params: FinetuneParams) -> dict[str, bool]:
-    import torch
-
-    if not (params.bf16 or params.fp16):
-        return {}
-    return {"bf16": params.bf16, "fp16": params.fp16, "use_cpu": not torch.cuda.is_available()}
-
-
-def _loss(params: FinetuneParams, model: Any, train: Any) -> Any:
-    weighed = SAMPLE_WEIGHT in train.column_names
-    if weighed:
-        check_sample_weights(train[SAMPLE_WEIGHT])
-    return make_loss(
-        params,
-        model,
-        train["labels"],
-        shift=tuning.peft_task_type(model) == "CAUSAL_LM",
-        weighed_rows=weighed,
-        accumulated=params.gradient_accumulation_steps > 1,
-    )
-
-
-def _collate(task: TaskType, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Any]:
-    import torch
-
-    batch = task.collate(rows, pad_token_id)
-    if SAMPLE_WEIGHT in rows[0]:
-        batch[SAMPLE_WEIGHT] = torch.tensor([row[SAMPLE_WEIGHT] for row in rows])
-    return batch
 
 
 def _gap(history: list[dict[str, Any]], step: int) -> Gap | None:

@@ -282,7 +282,7 @@ def make_trainer(
     loss: Loss | None = None,
     layerwise_lr_decay: float | None = None,
 ) -> ExactTrainer:
-    """A Trainer with what every exact run needs, around the user's own `arguments`.
+    """A Trainer with what every exact run needs, around the user's own `arguments`, which come before it.
 
     compute_metrics: from logits and labels; None where no logits are kept, and the loss alone is watched.
     """
@@ -291,26 +291,26 @@ def make_trainer(
         assert compute_metrics is not None  # noqa: S101 - for the type checker: it is given to Trainer only then
         return compute_metrics(found.predictions, found.label_ids)
 
+    exact: dict[str, Any] = {
+        "eval_strategy": "steps",
+        # A checkpoint at each evaluation and at no other step: the best step is always one that was saved.
+        "save_strategy": "steps",
+        "save_steps": arguments["eval_steps"],
+        "logging_strategy": "steps",
+        "load_best_model_at_end": True,
+        # Early stopping would forget its patience, and a NaN would be averaged away.
+        "restore_callback_states_from_checkpoint": True,
+        "logging_nan_inf_filter": False,
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "disable_tqdm": True,
+        "report_to": "none",
+        "prediction_loss_only": compute_metrics is None,
+    }
     trainer = ExactTrainer(
         model=model,
-        args=TrainingArguments(
-            **arguments,
-            eval_strategy="steps",
-            # A checkpoint at each evaluation and at no other step: the best step is always one that was saved.
-            save_strategy="steps",
-            save_steps=arguments["eval_steps"],
-            logging_strategy="steps",
-            load_best_model_at_end=True,
-            # Early stopping would forget its patience, and a NaN would be averaged away.
-            restore_callback_states_from_checkpoint=True,
-            logging_nan_inf_filter=False,
-            remove_unused_columns=False,
-            label_names=["labels"],
-            dataloader_pin_memory=torch.cuda.is_available(),
-            disable_tqdm=True,
-            report_to="none",
-            prediction_loss_only=compute_metrics is None,
-        ),
+        args=TrainingArguments(**(exact | arguments)),
         train_dataset=train,
         eval_dataset=validation,
         data_collator=collate,

@@ -17,8 +17,8 @@ def trainer(tmp_path: Path, model: Any, rows: int, task: Any = TASK, **changes: 
     """What finetune makes of its params, on the first rows of the made-up tokens."""
     from datasets import Dataset
 
-    from stages.finetune import _arguments, _loss
     from tunewright import compute
+    from tunewright.fitting import loss_of
     from tunewright.training import make_trainer
 
     chosen = params(**{"max_grad_norm": 0.0, "weight_decay": 0.0, "max_steps": 1, "eval_steps": 2, **changes})
@@ -28,14 +28,14 @@ def trainer(tmp_path: Path, model: Any, rows: int, task: Any = TASK, **changes: 
     train = Dataset.from_file(str(tmp_path / "tokens/train.arrow")).select(range(rows))
     return make_trainer(
         model,
-        {**_arguments(chosen), "output_dir": str(tmp_path / "checkpoints"), "seed": 7},
+        {**chosen.arguments(), "output_dir": str(tmp_path / "checkpoints"), "seed": 7},
         train,
         train,
         collate=lambda batch: task.collate(batch, 0),
         compute_metrics=task.compute_metrics,
         callbacks=[],
         keep_checkpoints=1,
-        loss=_loss(chosen, model, train),
+        loss=loss_of(chosen, model, train),
         layerwise_lr_decay=chosen.layerwise_lr_decay,
     )
 

@@ -1,0 +1,167 @@
+"""One training, from its params to a Trainer: what every stage that trains shares.
+
+`finetune` trains to the end with it, and `find_lr` for some steps at several learning rates; so what a short run says
+holds of the long one: the same way of tuning, optimizer, schedule, loss and batches.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import Field, model_validator
+
+from tunewright import tuning
+from tunewright.losses import LossParams, check_sample_weights, make_loss
+from tunewright.optimizers import OptimizerParams
+from tunewright.params import Fraction
+from tunewright.task import SAMPLE_WEIGHT, TaskType
+
+if TYPE_CHECKING:
+    from tunewright.training import ExactTrainer
+
+
+class TrainingParams(tuning.TuningParams, OptimizerParams, LossParams):
+    """Transformers' TrainingArguments and PEFT's settings, letter for letter."""
+
+    num_train_epochs: float = Field(gt=0, le=1000)
+    max_steps: int = Field(ge=-1, description="optimizer steps; -1: as num_train_epochs says")
+    per_device_train_batch_size: int = Field(ge=1, le=65536, description="rows")
+    per_device_eval_batch_size: int = Field(ge=1, le=65536, description="rows")
+    gradient_accumulation_steps: int = Field(ge=1, le=65536)
+    gradient_checkpointing: bool = False
+    bf16: bool = False
+    fp16: bool = False
+    hidden_dropout_prob: Fraction | None
+    attention_probs_dropout_prob: Fraction | None
+    eval_steps: int = Field(ge=1, description="optimizer steps between two evaluations; each writes a checkpoint")
+    logging_steps: int = Field(ge=1)
+    save_total_limit: int = Field(ge=1, description="checkpoints kept while training, beside the best")
+    metric_for_best_model: str = Field(pattern=r"^eval_[a-z0-9_]+$")
+    early_stopping_patience: int = Field(ge=1, description="evaluations without an improvement")
+    early_stopping_threshold: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _a_checkpoint_stands_where_a_log_does(self) -> Self:
+        # A checkpoint does not hold a half-summed loss.
+        if self.eval_steps % self.logging_steps:
+            raise ValueError(f"eval_steps ({self.eval_steps}) to be a multiple of logging_steps ({self.logging_steps})")
+        return self
+
+    @model_validator(mode="after")
+    def _the_way_can_do_it(self) -> Self:
+        way = self.finetuning_type
+        if self.layerwise_lr_decay is not None and way in ("head", *tuning.VIRTUAL_TOKENS):
+            raise ValueError(f"no layerwise_lr_decay with finetuning_type {way}, which trains no layer")
+        if self.gradient_checkpointing and way in ("head", "prefix"):
+            why = "trains no layer" if way == "head" else "hands its prefix to the layers as a cache"
+            raise ValueError(f"gradient_checkpointing false with finetuning_type {way}, which {why}")
+        if self.bf16 and self.fp16:
+            raise ValueError("at most one of bf16 and fp16")
+        return self
+
+    def arguments(self) -> dict[str, Any]:
+        """What Transformers' `TrainingArguments` takes."""
+        ours = {
+            *tuning.TuningParams.model_fields,
+            *OptimizerParams.model_fields,
+            *LossParams.model_fields,
+            "gradient_checkpointing",
+            "bf16",
+            "fp16",
+            "hidden_dropout_prob",
+            "attention_probs_dropout_prob",
+            "save_total_limit",
+            "early_stopping_patience",
+            "early_stopping_threshold",
+        }
+        named = set(TrainingParams.model_fields) - ours
+        found = self.model_dump(include=named) | self.optimizer_arguments()
+        found["label_smoothing_factor"] = self.label_smoothing_factor
+        if self.gradient_checkpointing:
+            found["activation_checkpointing"] = True  # what Transformers calls it now
+        return found | _precision(self)
+
+
+def read_split(tokens: Path, split: str) -> Any:
+    """A split that `tokenize` wrote, as a Dataset."""
+    from datasets import Dataset
+
+    return Dataset.from_file(str(tokens / f"{split}.arrow"))
+
+
+def build(
+    task: TaskType,
+    base_model: Path,
+    train: Any,
+    validation: Any,
+    params: TrainingParams,
+    seed: int,
+    folder: Path,
+    callbacks: list[Any],
+    **arguments: Any,
+) -> ExactTrainer:
+    """A Trainer around the base model, made ready for its way of tuning; nothing is trained yet.
+
+    Call `compute.set_up` before: what is new in the model is drawn at random.
+
+    train, validation: Datasets of tokens.   folder: for checkpoints.   arguments: of `TrainingArguments`, in place of
+    those that the params give.
+
+    Raises
+        UserError  a way or a loss that does not fit the base model or the task.
+    """
+    from tunewright.training import make_trainer
+
+    longest = max(max(train["length"]), max(validation["length"]))
+    dropout = tuning.dropout(base_model, params.hidden_dropout_prob, params.attention_probs_dropout_prob)
+    base = tuning.load(task, base_model, dropout, params)
+    model = tuning.prepare(base, task, params, longest)
+    return make_trainer(
+        model,
+        {**params.arguments(), "output_dir": str(folder), "seed": seed, **arguments},
+        train,
+        validation,
+        collate=lambda rows: _collate(task, rows, model.config.pad_token_id or 0),
+        compute_metrics=task.compute_metrics if task.watch_metrics else None,
+        callbacks=callbacks,
+        keep_checkpoints=params.save_total_limit,
+        loss=loss_of(params, base, train),
+        layerwise_lr_decay=params.layerwise_lr_decay,
+    )
+
+
+def loss_of(params: TrainingParams, model: Any, train: Any) -> Any:
+    """The loss that the params ask for; None where it is the model's own.
+
+    Raises
+        UserError  where it does not fit the task, and for sample weights that are none.
+    """
+    weighed = SAMPLE_WEIGHT in train.column_names
+    if weighed:
+        check_sample_weights(train[SAMPLE_WEIGHT])
+    return make_loss(
+        params,
+        model,
+        train["labels"],
+        shift=tuning.peft_task_type(model) == "CAUSAL_LM",
+        weighed_rows=weighed,
+        accumulated=params.gradient_accumulation_steps > 1,
+    )
+
+
+def _precision(params: TrainingParams) -> dict[str, bool]:
+    import torch
+
+    if not (params.bf16 or params.fp16):
+        return {}
+    return {"bf16": params.bf16, "fp16": params.fp16, "use_cpu": not torch.cuda.is_available()}
+
+
+def _collate(task: TaskType, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Any]:
+    import torch
+
+    batch = task.collate(rows, pad_token_id)
+    if SAMPLE_WEIGHT in rows[0]:
+        batch[SAMPLE_WEIGHT] = torch.tensor([row[SAMPLE_WEIGHT] for row in rows])
+    return batch
