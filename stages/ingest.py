@@ -11,6 +11,7 @@ Values stay the strings that they are in the file: "01", "NA" and "None" are lab
 kept column that is empty is null, an empty text stays empty; whether either may be is for `validate` to judge,
 so that a gate can name all of them with their counts. A record that can't be used goes to the quarantine; when a
 source has more of them than max_rejected_fraction, the stage fails, and the quarantine is there to be looked at.
+What a row has beside its text, and of what kind its label is, the task says: see `tunewright.task.TaskType`.
 
 One record is held at a time, and some 16 thousand rows are written at once: the memory grows by some 70 bytes a row,
 those of the ids.
@@ -23,9 +24,10 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -33,6 +35,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from tunewright import sources
+from tunewright.chat import MARKER, ROLES, render
 from tunewright.errors import UserError
 from tunewright.files import parquet_writer, sha256_tree
 from tunewright.params import Fraction, Section
@@ -51,12 +54,20 @@ BATCH_ROWS = 16_384  # of a row group
 BATCH_CHARACTERS = 1 << 24  # fewer rows where their texts are longer than this in all
 RECORD_BYTES = 1 << 22  # of one record, beside its text
 QUARANTINE = ("source", "file", "line", "reason", "detail", "record")
+LABEL_KEYS = ("label_column", "label_bins", "label_mapping", "label_separator")
+MESSAGE = ("role", "content")
+FLAT = ("csv", "tsv", "text_folder")  # formats whose values are texts, never lists
 
 CONTROL_CHARACTERS = "control_characters"
 EMPTY_ID = "empty_id"
+EMPTY_WORD = "empty_word"
+INCOMPLETE_MESSAGE = "incomplete_message"
+MARKER_IN_CONTENT = "role_marker_in_content"
 NO_NUMBER = "label_is_no_number"
+OTHER_NUMBER_OF_TAGS = "other_number_of_tags"
 TEXT_TOO_LONG = "text_too_long"
 UNKNOWN_LABEL = "unknown_label"
+UNKNOWN_ROLE = "unknown_role"
 IN_NO_BIN = "label_in_no_bin"
 MAPPED_TO_NULL = "label_mapped_to_null"
 
@@ -147,8 +158,10 @@ class SourceParams(Section):
     quoting: Literal["minimal", "none"] = "minimal"
     rename_columns: dict[Name, Name] = Field(default_factory=dict)
     id_column: Name | None = None
-    text_column: Name
-    label_column: Name
+    text_column: Name | None = None
+    messages_column: Name | None = None
+    target_column: Name | None = None
+    label_column: Name | None = None
     label_bins: Annotated[list[LabelBin], AfterValidator(_apart)] = Field(default_factory=list)
     label_mapping: Annotated[dict[str, Name | None], BeforeValidator(_text_keys)] = Field(default_factory=dict)
     label_separator: Name | None = None
@@ -162,6 +175,10 @@ class SourceParams(Section):
             raise ValueError("a `format` with `path`, and none with `dataset`")
         if self.delimiter is not None and self.format != "csv":
             raise ValueError("a `delimiter` with `format: csv` only")
+        if (self.text_column is None) == (self.messages_column is None):
+            raise ValueError("either `text_column` or `messages_column`")
+        if self.messages_column is not None and self.format in FLAT:
+            raise ValueError("`messages_column` of a format that can hold lists: not " + ", ".join(FLAT))
         if self.label_bins and (self.label_mapping or self.label_separator):
             raise ValueError("`label_bins` without `label_mapping` and `label_separator`")
         _distinct(list(self.rename_columns.values()))
@@ -171,6 +188,11 @@ class SourceParams(Section):
     def kind(self) -> str:
         """The format that the source is read by."""
         return self.format or "parquet"
+
+    def key_of(self, column: str) -> str:
+        """The key that names where a column of the task stands in the file."""
+        is_chat = column == "text" and self.messages_column is not None
+        return "messages_column" if is_chat else f"{column}_column"
 
     @property
     def ids(self) -> str | None:
@@ -209,6 +231,7 @@ class SourceReport(BaseModel):
     sha256: str
     rows: RowAccount
     label_counts: dict[str, int]
+    """Rows by label; words by label where each word has one. Empty where labels are no names."""
     null_counts: dict[str, int]
     rows_without_label: int = 0
     """Of a task with several labels a row: those with none. A label that is null is no such row."""
@@ -230,14 +253,17 @@ def run(paths: IngestPaths, params: IngestParams, task: TaskType) -> IngestRepor
                    max_rejected_fraction: then paths.quarantine is written, and paths.ingested is not.
     """
     kept_columns = list(dict.fromkeys(name for source in params.sources for name in source.keep_columns))
-    _check_names(kept_columns, params, task)
+    faults = _faults(params, task)
+    if faults:
+        raise UserError("\n".join(faults))
     columns = ("row_id", "source", "line", *task.columns, *kept_columns)
-    lists = ("label",) if task.label_kind == "set" else ()
+    kinds = {"set": _lists, "sequence": _lists, "number": _numbers}
+    label = {"label": kinds[task.label_kind]} if task.label_kind in kinds else {}
     reports: list[SourceReport] = []
     failed = None
     with _table(paths.quarantine, QUARANTINE) as quarantine:
         try:
-            with _table(paths.ingested, columns, lists) as table:
+            with _table(paths.ingested, columns, label) as table:
                 for position in range(len(params.sources)):
                     reader = _Reader(paths, params, task, position, quarantine)
                     for row in reader.rows():
@@ -259,8 +285,9 @@ def run(paths: IngestPaths, params: IngestParams, task: TaskType) -> IngestRepor
 
 
 def check(paths: IngestPaths, params: IngestParams, task: TaskType) -> list[str]:
-    """What can be seen wrong before anything runs (`tunewright check`): each source's file, and its columns."""
-    faults = []
+    """What can be seen wrong before anything runs (`tunewright check`): keys that do not fit the task, each source's
+    file, and its columns."""
+    faults = _faults(params, task)
     for position, source in enumerate(params.sources):
         try:
             path = locate(paths, source)
@@ -318,11 +345,21 @@ class _Reader:
         self._path = locate(paths, self._source)
         self._quarantine = quarantine
         self._quarantine_path = paths.quarantine
-        self._limit = RECORD_BYTES + 16 * params.max_text_characters  # JSON may take 12 bytes for a character
+        texts = len({*task.columns} - {"label"})
+        self._limit = RECORD_BYTES + 16 * params.max_text_characters * texts  # JSON may take 12 bytes for a character
         self._ids = _Ids(self._source.name)
-        self._columns = {column: getattr(self._source, f"{column}_column") for column in task.columns}
+        self._columns: dict[str, Any] = {
+            column: getattr(self._source, self._source.key_of(column)) for column in task.columns
+        }
         self._columns |= {column: column for column in self._source.keep_columns}
-        self._label_set = frozenset(task.params.labels)
+        self._label_set = frozenset(task.label_names)
+        read = {"one": self._one, "set": self._set, "sequence": self._sequence, "number": self._number}
+        self._label: Callable[[Any], Any] = read.get(task.label_kind, self._one)
+        self._as_text: Callable[[Any], Any] | None = None
+        if self._source.messages_column is not None:
+            self._as_text = self._conversation
+        elif task.label_kind == "sequence":
+            self._as_text = self._words
         self._records = 0
         self._kept = 0
         self._rejected = Counter[str]()
@@ -379,7 +416,7 @@ class _Reader:
             license=self._source.license,
             sha256=sha256_tree(self._path),
             rows=RowAccount(rows_in=self._records, rows_kept=self._kept, dropped=dict(self._dropped) | rejected),
-            label_counts={label: self._label_counts[label] for label in self._task.params.labels},
+            label_counts={label: self._label_counts[label] for label in self._task.label_names},
             null_counts={column: self._null_counts[column] for column in self._columns},
             rows_without_label=self._rows_without_label,
             rows_stripped=self._rows_stripped,
@@ -392,11 +429,16 @@ class _Reader:
         try:
             row: dict[str, Any] = {"row_id": self._row_id(values), "source": self._source.name, "line": record.line}
             for column, name in self._columns.items():
+                found = values.get(name)
                 if column == "label":
-                    row[column] = self._label(values.get(name))
+                    row[column] = self._label(found)
                 else:
-                    value = self._cleaned(_text(values.get(name), column), column)
+                    if column == "text" and self._as_text is not None:
+                        found = self._as_text(found)
+                    value = self._cleaned(_text(found, column), column)
                     row[column] = value if column in self._task.columns else value or None
+            if self._task.label_kind == "sequence":
+                _check_words(row["text"], row["label"])
         except _Fault as fault:
             text = json.dumps(record.values, ensure_ascii=False, default=str)
             reason, detail = fault.args
@@ -410,13 +452,15 @@ class _Reader:
         for column in self._columns:
             if row[column] is None:
                 self._null_counts[column] += 1
-        found = row["label"]
-        if found == []:
-            self._rows_without_label += 1
-        elif found is not None:
-            for label in found if self._task.label_kind == "set" else (found,):
-                self._label_counts[label] += 1
+        self._count(row.get("label"))
         return row
+
+    def _count(self, label: Any) -> None:
+        if isinstance(label, list):
+            self._label_counts.update(label)
+            self._rows_without_label += self._task.label_kind == "set" and not label
+        elif label is not None and self._label_set:
+            self._label_counts[label] += 1
 
     def _row_id(self, values: Mapping[str, Any]) -> str:
         column = self._source.ids
@@ -448,37 +492,98 @@ class _Reader:
         self._strips = True
         return CONTROL.sub("", value)
 
-    def _label(self, value: Any) -> str | list[str] | None:
-        """The label, or the sorted labels where a row may have several; null where the file has none.
+    def _one(self, value: Any) -> str | None:
+        """The label; null where the file has none.
 
         Raises
             _Fault    for a value that is no label of the task.
             _Dropped  for a number in no bin, and a value that params map to null.
         """
-        if self._task.label_kind != "set":
-            text = self._cleaned(_text(value, "label"), "label")
-            return self._known(text) if text else None
+        text = self._cleaned(_text(value, "label"), "label")
+        return self._known(text) if text else None
+
+    def _set(self, value: Any) -> list[str] | None:
+        """The labels, sorted as in `task.labels`; null where the file has nothing. What `_one` would drop is none."""
         if value is None:
             return None
+        labels = set()
+        for text in filter(None, self._listed(value)):
+            try:
+                labels.add(self._known(text))
+            except _Dropped:
+                continue
+        return sorted(labels, key=self._task.label_names.index)
+
+    def _sequence(self, value: Any) -> list[str] | None:
+        """The labels of a row's words, in their order; null where the file has nothing."""
+        return None if value is None or value == "" else [self._known(text) for text in self._listed(value)]
+
+    def _listed(self, value: Any) -> list[str]:
+        """A list of labels: as it stands in the file, or a text taken apart."""
         if isinstance(value, list):
             texts = [_text(item, "label") for item in value]
         elif self._source.label_separator is None:
             texts = [_text(value, "label")]
         else:
             texts = [part.strip() for part in (_text(value, "label") or "").split(self._source.label_separator)]
-        labels = set()
-        for text in filter(None, (self._cleaned(text, "label") for text in texts)):
-            try:
-                labels.add(self._known(text))
-            except _Dropped:
-                continue
-        return sorted(labels, key=self._task.params.labels.index)
+        return [self._cleaned(text, "label") or "" for text in texts]
+
+    def _number(self, value: Any) -> float | None:
+        """The number, as a value stands in the file or as `label_mapping` spells it; null where there is none.
+
+        Raises
+            _Fault    for what is no finite number.
+            _Dropped  for a value that params map to null.
+        """
+        found = self._cleaned(_text(value, "label"), "label")
+        text = self._source.label_mapping.get(found, found) if found else None
+        if text is None:
+            if found:
+                raise _Dropped(MAPPED_TO_NULL)
+            return None
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number) or "_" in text:
+            raise _Fault(NO_NUMBER, f"{self._source.label_column} holds {shown(text)}, expected a finite number")
+        return number
+
+    def _words(self, value: Any) -> Any:
+        """A list of words as one text, with a space between two."""
+        return " ".join(_text(item, "text") or "" for item in value) if isinstance(value, list) else value
+
+    def _conversation(self, value: Any) -> str | None:
+        """A list of messages as one text (`tunewright.chat`); null where the file has none."""
+        if value is None:
+            return None
+        column = self._source.messages_column
+        if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+            found = "a list with other things than objects" if isinstance(value, list) else f"a {type(value).__name__}"
+            raise _Fault(WRONG_TYPE, f"{column} holds {found}, expected a list of messages, each with role and content")
+        messages = []
+        for place, message in enumerate(value, start=1):
+            names = {key: f"{key} of message {place} of {column}" for key in MESSAGE}
+            given = {key: self._cleaned(_text(message.get(key), name), name) for key, name in names.items()}
+            lacking = [key for key, text in given.items() if text is None]
+            role, content = given["role"] or "", given["content"] or ""
+            if lacking:
+                detail = f"message {place} of {column} has no {' and no '.join(lacking)}"
+                raise _Fault(INCOMPLETE_MESSAGE, f"{detail}, expected role and content in each")
+            if role not in ROLES:
+                detail = f"message {place} of {column} has the role {shown(role)}"
+                raise _Fault(UNKNOWN_ROLE, f"{detail}, expected one of {', '.join(ROLES)}")
+            if MARKER.search(content):
+                detail = f"the content of message {place} of {column} holds the marker of a role"
+                raise _Fault(MARKER_IN_CONTENT, f"{detail}, such as <|user|>, expected none")
+            messages.append({"role": role, "content": content})
+        return render(messages) if messages else ""
 
     def _known(self, value: str) -> str:
         source = self._source
         label: str | None = value
         if source.label_bins:
-            label = _binned(value, source.label_bins, source.label_column)
+            label = _binned(value, source.label_bins, source.label_column or "")
             if label is None:
                 raise _Dropped(IN_NO_BIN)
         elif value in source.label_mapping:
@@ -488,7 +593,7 @@ class _Reader:
         if label not in self._label_set:
             if len(self._unknown) < NAMES or shown(value) in self._unknown:
                 self._unknown[shown(value)] += 1
-            labels = named(self._task.params.labels)
+            labels = named(self._task.label_names)
             raise _Fault(UNKNOWN_LABEL, f"{source.label_column} holds {shown(value)}, task.labels are {labels}")
         return label
 
@@ -600,11 +705,11 @@ def _hash(value: str) -> int:
 class _Table:
     """Rows that are written as they come, some thousands at a time.
 
-    Columns are text, but for `line`, and for those of `lists`, which are lists of text.
+    Columns are text, but for `line`, and for those that `kinds` names, with what makes an array of their values.
     """
 
-    def __init__(self, columns: Iterable[str], lists: Iterable[str]) -> None:
-        self._lists = frozenset(lists)
+    def __init__(self, columns: Iterable[str], kinds: Mapping[str, Callable[[list[Any]], pa.Array]]) -> None:
+        self._kinds = {"line": _integers, **kinds}
         self._values: dict[str, list[Any]] = {column: [] for column in columns}
         self._rows = 0
         self._characters = 0
@@ -633,19 +738,15 @@ class _Table:
         """What is held, by builder and buffer: `pa.array` of a list would import pandas, half a second."""
         import pyarrow as pa
 
-        arrays = {}
-        for name, values in self._values.items():
-            if name == "line":
-                arrays[name] = pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(array("q", values))])
-            else:
-                arrays[name] = _lists(values) if name in self._lists else _texts(values)
-        return pa.table(arrays)
+        return pa.table({name: self._kinds.get(name, _texts)(values) for name, values in self._values.items()})
 
 
 @contextmanager
-def _table(path: Path, columns: Iterable[str], lists: Iterable[str] = ()) -> Iterator[_Table]:
+def _table(
+    path: Path, columns: Iterable[str], kinds: Mapping[str, Callable[[list[Any]], pa.Array]] | None = None
+) -> Iterator[_Table]:
     """A table that becomes the Parquet file `path`, in full or not at all."""
-    table = _Table(columns, lists)
+    table = _Table(columns, kinds or {})
     with parquet_writer(path, table.arrow().schema) as writer:
         table.writer = writer
         yield table
@@ -660,6 +761,21 @@ def _texts(values: Iterable[str | None]) -> pa.Array:
     return builder.finish()
 
 
+def _integers(values: list[int]) -> pa.Array:
+    import pyarrow as pa
+
+    return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(array("q", values))])
+
+
+def _numbers(values: list[float | None]) -> pa.Array:
+    import numpy as np
+    import pyarrow as pa
+
+    numbers = array("d", (math.nan if value is None else value for value in values))
+    present = np.packbits([value is not None for value in values], bitorder="little").tobytes() if values else b""
+    return pa.Array.from_buffers(pa.float64(), len(values), [pa.py_buffer(present), pa.py_buffer(numbers)])
+
+
 def _lists(values: list[list[str] | None]) -> pa.Array:
     import numpy as np
     import pyarrow as pa
@@ -671,26 +787,58 @@ def _lists(values: list[list[str] | None]) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, _texts(itertools.chain.from_iterable(filter(None, values))), mask=mask)
 
 
-def _check_names(kept_columns: list[str], params: IngestParams, task: TaskType) -> None:
-    taken = sorted(set(kept_columns) & {"row_id", "source", "line", *task.columns})
+def _faults(params: IngestParams, task: TaskType) -> list[str]:
+    """Keys of the sources that do not fit together or do not fit the task, each fault in words."""
+    kept = {name for source in params.sources for name in source.keep_columns}
+    taken = sorted(kept & {"row_id", "source", "line", *task.columns})
+    faults = []
     if taken:
-        raise UserError(f"ingest: keep_columns names {', '.join(taken)}, which every row has already. Remove it.")
-    known = set(task.params.labels)
+        faults.append(f"ingest: keep_columns names {', '.join(taken)}, which every row has already. Remove it.")
     for source in params.sources:
-        named_by = {
-            "label_bins": {found.label for found in source.label_bins},
-            "label_mapping": {label for label in source.label_mapping.values() if label is not None},
-        }
-        for key, labels in named_by.items():
-            if not labels <= known:
-                raise UserError(
-                    f"ingest: {key} of {source.name} names {', '.join(sorted(labels - known))}; "
-                    f"task.labels are {', '.join(task.params.labels)}. Make them agree."
-                )
-        if source.label_separator is not None and task.label_kind != "set":
-            raise UserError(
-                f"ingest: {source.name} has a label_separator, but a row of {task.params.type} has one label. "
-                f"Remove it, or choose another task.type."
+        faults += [f"ingest: {fault}" for fault in (*_key_faults(source, task), *_label_faults(source, task))]
+    return faults
+
+
+def _key_faults(source: SourceParams, task: TaskType) -> Iterator[str]:
+    """Columns that the task's rows need and the source does not name, or the other way round."""
+    row = f"a row of {task.params.type}"
+    for column in task.columns[1:]:
+        key = f"{column}_column"
+        if getattr(source, key) is None:
+            yield f"{source.name} has no {key}, but {row} has a {column}. Name the file's column that holds it."
+    keys = () if "label" in task.columns else LABEL_KEYS
+    without = {"label": keys, "target": () if "target" in task.columns else ("target_column",)}
+    for column, unused in without.items():
+        given = [key for key in unused if getattr(source, key)]
+        if given:
+            them = "it" if len(given) == 1 else "them"
+            yield f"{source.name} has {', '.join(given)}, but {row} has no {column}. Remove {them}."
+    if source.messages_column is not None and task.label_kind == "sequence":
+        yield f"{source.name} has a messages_column, but {row} has a label for each word. Name a text_column."
+
+
+def _label_faults(source: SourceParams, task: TaskType) -> Iterator[str]:
+    """What turns the file's values into labels that the task has not, or not so."""
+    kind, row = task.label_kind, f"a row of {task.params.type}"
+    if kind == "none":
+        return
+    if source.label_bins and kind in ("number", "sequence"):
+        what = "a number as it stands" if kind == "number" else "one name for each word"
+        yield f"{source.name} has label_bins, but the label of {row} is {what}. Remove them."
+    if source.label_separator is not None and kind in ("one", "number"):
+        yield (f"{source.name} has a label_separator, but {row} has one label. Remove it, or choose another task.type.")
+    if kind == "sequence" and None in source.label_mapping.values():
+        yield f"label_mapping of {source.name} holds null, but each word of {row} has a label. Name one of task.labels."
+    known = set(task.label_names)
+    named_by = {
+        "label_bins": {found.label for found in source.label_bins},
+        "label_mapping": {label for label in source.label_mapping.values() if label is not None},
+    }
+    for key, labels in named_by.items() if known else ():
+        if not labels <= known:
+            yield (
+                f"{key} of {source.name} names {', '.join(sorted(labels - known))}; "
+                f"task.labels are {', '.join(task.label_names)}. Make them agree."
             )
 
 
@@ -706,7 +854,8 @@ def _check_columns(
     """
     found = list(found)
     columns = list(_renamed(dict.fromkeys(found), source.rename_columns))
-    wanted = {f"{key}.{column}_column": getattr(source, f"{column}_column") for column in task.columns}
+    places = [source.key_of(column) for column in task.columns]
+    wanted = {f"{key}.{place}": getattr(source, place) for place in places if getattr(source, place)}
     if source.ids is not None:
         wanted[f"{key}.id_column"] = source.ids
     named_by = [(place, name, columns) for place, name in wanted.items()]
@@ -726,6 +875,25 @@ def _check_columns(
 
 def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> Mapping[str, Any]:
     return {names.get(name, name): value for name, value in values.items()} if names else values
+
+
+def _check_words(text: str | None, labels: list[str] | None) -> None:
+    """Hold the labels of a row's words against the words.
+
+    Raises
+        _Fault  where they are not as many, and for words that are not one space apart.
+    """
+    if text is None or labels is None:
+        return
+    words = text.split(" ") if text else []
+    if "" in words:
+        place = words.index("") + 1
+        detail = f"word {place} of text is empty, expected words with a single space between two and none at the ends"
+        raise _Fault(EMPTY_WORD, detail)
+    if len(words) != len(labels):
+        raise _Fault(
+            OTHER_NUMBER_OF_TAGS, f"label holds {len(labels)} tags, expected one for each of {len(words)} words"
+        )
 
 
 def _text(value: Any, column: str) -> str | None:

@@ -26,6 +26,9 @@ SAMPLE_WEIGHT = "sample_weight"
 
 LabelKind = Literal["one", "set", "sequence", "number", "none"]
 
+NAMED: frozenset[LabelKind] = frozenset({"one", "set"})
+"""The kinds of label that name a row as a whole: only of them are there shares, rates by group, and names to leak."""
+
 
 @dataclass(frozen=True)
 class Predicting:
@@ -77,6 +80,11 @@ class TaskType:
 
     def __init__(self, params: Any) -> None:
         self.params = params
+
+    @property
+    def label_names(self) -> list[str]:
+        """`task.labels`, in the order of the model's outputs; empty where a label is no name or there is none."""
+        return list(getattr(self.params, "labels", ()))
 
     # --- rows → model inputs
 

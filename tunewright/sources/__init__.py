@@ -301,15 +301,20 @@ def utf16_hint(data: bytes) -> str:
 
 
 def class_names(features: dict[str, Any]) -> dict[str, list[str]]:
-    """The columns that a Hugging Face dataset stores as the numbers of classes, with the classes' names.
+    """The columns that a Hugging Face dataset stores as the numbers of classes, or lists of them, with the classes'
+    names.
 
     features: as `dataset_info.json` and the schema of a Parquet file of the Hub hold them.
     """
-    return {
-        column: feature["names"]
-        for column, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
-    }
+    found = {}
+    for column, feature in features.items():
+        if isinstance(feature, dict) and feature.get("_type") in ("Sequence", "List", "LargeList"):
+            feature = feature.get("feature")
+        if isinstance(feature, list) and len(feature) == 1:  # a list, as older versions write it
+            feature = feature[0]
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names"):
+            found[column] = feature["names"]
+    return found
 
 
 def batch_records(batch: Any, before: int, classes: dict[str, list[str]]) -> Iterator[Record | Rejected]:
@@ -339,4 +344,10 @@ def _named(values: list[Any], names: list[str] | None) -> list[Any]:
         return values
     # -1 is what Hugging Face writes for no class; a number that is no class stays what it is.
     known = dict(enumerate(names)) | {-1: None}
-    return [known.get(value, value) if isinstance(value, int) else value for value in values]
+
+    def name(value: Any) -> Any:
+        if isinstance(value, list):
+            return [name(item) for item in value]
+        return known.get(value, value) if isinstance(value, int) else value
+
+    return [name(value) for value in values]
