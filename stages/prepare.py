@@ -7,6 +7,9 @@ Report  paths.reports/prepare.json
 The rows pass through in batches, twice: once to look at each text, and once to write what stays. Between the two only
 numbers are held, some 150 bytes a row; the texts as they will be written wait on the disk.
 
+What the task says of a row (`tunewright.task.TaskType`) decides what makes two rows the same: of rows with a target,
+text and target together; and a text with two labels is a conflict, whatever kind the labels are of.
+
 Where a row goes depends on its own text, group, date or given split and on `split_seed`, never on another row: a new
 row moves no old one. It can only be left out, and of two rows that are alike the one in test stays, then the one in
 validation, then the one that came first.
@@ -28,6 +31,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
+from tunewright.chat import MARKER
 from tunewright.errors import UserError
 from tunewright.files import atomic_folder, open_parquet
 from tunewright.gates import Finding, Verdict
@@ -37,8 +41,8 @@ from tunewright.params import Section
 from tunewright.privacy import Guard, PrivacyParams, PrivacyReport, mask
 from tunewright.report import Report, RowAccount
 from tunewright.spool import Spool
-from tunewright.stage import Dep, Out, Paths, run_stage
-from tunewright.task import TaskType
+from tunewright.stage import Dep, Key, Out, Paths, run_stage
+from tunewright.task import NAMED, TaskType
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,8 +60,12 @@ REASONS = (
     "kept",
     "null_text",
     "empty_text",
+    "null_target",
+    "empty_target",
     "null_label",
     "unknown_label",
+    "words_changed",
+    "turns_changed",
     "conflicting_label",
     "duplicate",
     "duplicate_of_validation",
@@ -161,7 +169,8 @@ class PreparePaths(Paths):
 
 
 class SplitReport(BaseModel):
-    """One split. Every label of the task is named, with 0 where the split lacks it."""
+    """One split. Every label of the task is named, with 0 where the split lacks it; none where labels are no names of
+    a row as a whole."""
 
     rows: int
     label_counts: dict[str, int]
@@ -198,7 +207,7 @@ class PrepareReport(Report):
 
     split_by: str
     normalised: dict[str, int]
-    """Texts that each step altered."""
+    """Texts that each step altered, targets among them."""
     privacy: PrivacyReport
     distinct_texts: int
     conflicting_texts: int
@@ -217,14 +226,15 @@ class PrepareReport(Report):
 
 
 class _Rows:
-    """What is held of every row: numbers, in arrays of one number a row."""
+    """What is held of every row: numbers, in arrays of one number a row (`target`: of none where rows have none)."""
 
-    def __init__(self, rows: int, bands: int) -> None:
+    def __init__(self, rows: int, bands: int, task: TaskType) -> None:
         import numpy as np
 
         self.reason = np.zeros(rows, np.int8)
         self.split = np.zeros(rows, np.int8)
-        self.label = np.zeros(rows, np.int32)
+        self.label = np.zeros(rows, {"number": np.float64, "sequence": np.uint64}.get(task.label_kind, np.int32))
+        self.target = np.zeros(rows if "target" in task.columns else 0, np.uint64)
         self.characters = np.zeros(rows, np.int32)
         self.digest = np.zeros((rows, 2), np.uint64)
         self.keys = np.zeros((bands, rows), np.uint32)
@@ -246,55 +256,94 @@ class _Rows:
 
 
 class _Labels:
-    """The labels of the task, or sets of them, as numbers."""
+    """What a row's label is held as: a number, the same for the same label."""
 
-    def __init__(self, known: list[str]) -> None:
-        self.known = known
-        self._codes: dict[Any, int] = {label: code for code, label in enumerate(known)}
-        self._sets: list[tuple[str, ...]] = [(label,) for label in known]
+    def __init__(self, task: TaskType) -> None:
+        self._kind = task.label_kind
+        self._known = task.label_names
+        self._codes: dict[Any, int] = {label: code for code, label in enumerate(self._known)}
+        self._sets: list[tuple[str, ...]] = [(label,) for label in self._known]
 
-    def code(self, label: str | list[str]) -> int | None:
-        """The number of a row's label, or of its labels in any order; None for a label that the task has not."""
+    def of(self, batch: pa.RecordBatch, lacking: dict[int, str]) -> list[Any]:
+        """The label of each row as a number. Of a row without one that can be used it says nothing, and the row and
+        the reason are put into `lacking`."""
+        if self._kind == "none":
+            return [0] * len(batch)
+        codes = []
+        for row, label in enumerate(batch.column("label").to_pylist()):
+            code = None if label is None else self._code(label)
+            if code is None:
+                lacking.setdefault(row, "null_label" if label is None else "unknown_label")
+            codes.append(code)
+        return codes
+
+    def _code(self, label: Any) -> float | None:
+        """None for a label that the task has not. Two sets are the same in any order, two lists of words' labels in
+        one order only; two numbers are the same when all their bits are."""
+        if self._kind == "number":
+            return label if math.isfinite(label) else None
+        if self._kind == "sequence":
+            known = self._codes.keys() >= set(label)
+            return int(_digests(["\0".join(label)], 0)[0, 0]) if known else None
         key = label if isinstance(label, str) else tuple(sorted(set(label)))
         found = self._codes.get(key)
-        if found is None and isinstance(key, tuple) and set(key) <= set(self.known):
+        if found is None and isinstance(key, tuple) and set(key) <= set(self._known):
             found = self._codes[key] = len(self._sets)
             self._sets.append(key)
         return found
 
-    def counts(self, codes: npt.NDArray[np.int32]) -> dict[str, int]:
-        """How many rows have each label of the task."""
+    def counts(self, codes: npt.NDArray[Any]) -> dict[str, int]:
+        """How many rows have each label of the task; nothing where labels are no names of a row as a whole."""
         import numpy as np
 
+        if self._kind not in NAMED:
+            return {}
         counted = Counter[str]()
         for labels, count in zip(self._sets, np.bincount(codes, minlength=len(self._sets)).tolist(), strict=True):
             counted.update(dict.fromkeys(labels, count))
-        return {label: counted[label] for label in self.known}
+        return {label: counted[label] for label in self._known}
 
 
 def run(paths: PreparePaths, params: PrepareParams, task: TaskType) -> PrepareReport:
     """Clean and split the ingested rows; the rows of a split keep their order."""
-    labels, guard, changed = _Labels(task.params.labels), Guard(params.privacy), Counter[Step]()
+    labels, guard, changed = _Labels(task), Guard(params.privacy), Counter[Step]()
     bands = 0 if params.near_duplicates == "off" else banding(params.near_duplicate_threshold).bands
     with open_parquet(paths.ingested) as file, ExitStack() as stack:
-        columns = _rewritten(file.schema_arrow, params, paths.ingested)
-        rows = _Rows(file.metadata.num_rows, bands)
+        columns = _rewritten(file.schema_arrow, params, task, paths.ingested)
+        rows = _Rows(file.metadata.num_rows, bands, task)
         spools = {name: stack.enter_context(Spool(paths.prepared.parent, len(rows.reason))) for name in columns}
         for start, batch in _batches(file):
-            rewritten = _rewrite(batch, columns, params, guard, changed)
-            _look(batch, start, rewritten["text"], rows, labels, params, paths.ingested)
+            rewritten, lacking = _rewrite(batch, columns, params, task, guard, changed)
+            _look(batch, start, rewritten, lacking, rows, labels, params, paths.ingested)
             for name, values in rewritten.items():
                 spools[name].append(values)
 
         if params.split_by == "given":
             _check_given_splits(rows, params, paths.ingested)
         equal = _leave_out_equal_texts(rows)
-        near = _leave_out_near_duplicates(rows, spools["text"], params)
+        near = _leave_out_near_duplicates(rows, spools["text"], spools.get("target"), params)
         with atomic_folder(paths.prepared) as folder:
             named = _write(file, folder, rows, spools, {*equal.rows(), *near.rows()})
         row_ids = {row: mask(row_id, params.privacy) for row, row_id in named.items()}
 
-    return _report(params, rows, labels, equal, near, row_ids, changed, guard.report())
+    return _report(params, task, rows, labels, equal, near, row_ids, changed, guard.report())
+
+
+def check(params: PrepareParams, task: TaskType, sources: Annotated[Any, Key("ingest.sources")]) -> list[str]:
+    """What can be seen wrong before anything runs (`tunewright check`): the column that decides the split is kept by no
+    source, or where every row must have a value, not by each."""
+    decides = params.column()
+    if decides is None or decides in ("row_id", "source", "line", *task.columns):
+        return []
+    without = [source.name for source in sources if decides not in source.keep_columns]
+    if not without or (params.split_by == "group" and len(without) < len(sources)):
+        return []
+    kept = dict.fromkeys(name for source in sources for name in source.keep_columns if name != decides)
+    near = difflib.get_close_matches(decides, kept, n=1)
+    return [
+        f"prepare.{SPLIT_COLUMN[params.split_by]}: {decides!r} is not in keep_columns of {', '.join(without)} "
+        f"(ingest.sources)." + (f" Did you mean {near[0]!r}?" if near else "") + " Add it there, or name another."
+    ]
 
 
 def _batches(file: Any) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -305,8 +354,13 @@ def _batches(file: Any) -> Iterator[tuple[int, pa.RecordBatch]]:
         start += len(batch)
 
 
-def _rewritten(schema: pa.Schema, params: PrepareParams, path: Path) -> list[str]:
-    """The columns whose values prepare may change: the text, and every kept column that may hold personal data.
+def _texts(task: TaskType) -> list[str]:
+    """The columns that are read and written as texts: the text, and where rows have one, the target."""
+    return [name for name in task.columns if name != "label"]
+
+
+def _rewritten(schema: pa.Schema, params: PrepareParams, task: TaskType, path: Path) -> list[str]:
+    """The columns whose values prepare may change: the texts, and every kept column that may hold personal data.
 
     Raises
         UserError  when the column that decides the split is missing.
@@ -321,33 +375,59 @@ def _rewritten(schema: pa.Schema, params: PrepareParams, path: Path) -> list[str
             + (f" Did you mean {near[0]!r}?" if near else "")
             + " Add it to ingest.sources[].keep_columns, or name another."
         )
-    apart = {"row_id", "source", "line", "text", "label", params.time_column, params.split_column}
-    return ["text", *(field.name for field in schema if pa.types.is_string(field.type) and field.name not in apart)]
+    apart = {"row_id", "source", "line", *task.columns, params.time_column, params.split_column}
+    kept = (field.name for field in schema if pa.types.is_string(field.type) and field.name not in apart)
+    return [*_texts(task), *kept]
 
 
 def _rewrite(
-    batch: pa.RecordBatch, columns: list[str], params: PrepareParams, guard: Guard, changed: Counter[Step]
-) -> dict[str, list[str | None]]:
-    """The columns as they will be written: the text normalised, and all without what privacy takes out."""
+    batch: pa.RecordBatch,
+    columns: list[str],
+    params: PrepareParams,
+    task: TaskType,
+    guard: Guard,
+    changed: Counter[Step],
+) -> tuple[dict[str, list[str | None]], dict[int, str]]:
+    """The columns as they will be written: the texts normalised, and all without what privacy takes out; and the rows
+    that can't be written so, with the reason."""
     values: dict[str, list[str | None]] = {name: batch.column(name).to_pylist() for name in columns}
-    present = [row for row, text in enumerate(values["text"]) if text is not None]
-    normal = normalise([values["text"][row] or "" for row in present], params.normalise, changed)
-    for row, text in zip(present, normal, strict=True):
-        values["text"][row] = text
+    before = {name: list(values[name]) for name in _texts(task)}
+    for name in before:
+        present = [row for row, text in enumerate(values[name]) if text is not None]
+        normal = normalise([values[name][row] or "" for row in present], params.normalise, changed)
+        for row, text in zip(present, normal, strict=True):
+            values[name][row] = text
     row_ids = batch.column("row_id").to_pylist()
     if len(columns) == 1:
         pairs = zip(row_ids, values["text"], strict=True)
-        return {"text": [text and guard.text(row_id, text) for row_id, text in pairs]}
-    for row, row_id in enumerate(row_ids):
-        for name, value in guard.row(row_id, {name: values[name][row] for name in columns}).items():
-            values[name][row] = value
-    return values
+        values["text"] = [text and guard.text(row_id, text) for row_id, text in pairs]
+    else:
+        for row, row_id in enumerate(row_ids):
+            for name, value in guard.row(row_id, {name: values[name][row] for name in columns}).items():
+                values[name][row] = value
+    lacking: dict[int, str] = {}
+    for name, texts in before.items():
+        for row, (old, new) in enumerate(zip(texts, values[name], strict=True)):
+            if old != new and old and new:
+                if task.label_kind == "sequence" and not _same_words(old, new, params.normalise):
+                    lacking[row] = "words_changed"
+                elif ("<|" in old or "<|" in new) and MARKER.findall(old) != MARKER.findall(new):
+                    lacking[row] = "turns_changed"
+    return values, lacking
+
+
+def _same_words(old: str, new: str, steps: list[Step]) -> bool:
+    """Whether each word of a text is still one word, so that the words' labels are still theirs. A redacted value that
+    went over several words is one."""
+    words = normalise(old.split(" "), steps, Counter())
+    return all(words) and not any(" " in word for word in words) and new.count(" ") == old.count(" ")
 
 
 def _look(
     batch: pa.RecordBatch,
     start: int,
-    texts: list[str | None],
+    values: Mapping[str, list[str | None]],
+    spoilt: Mapping[int, str],
     rows: _Rows,
     labels: _Labels,
     params: PrepareParams,
@@ -356,26 +436,34 @@ def _look(
     """Note of each row what will be needed: whether it can be used, its label and split, its text's digest and keys."""
     import numpy as np
 
+    texts = values["text"]
+    targets = values["target"] if len(rows.target) else None
     forms = [match_form(text or "") for text in texts]
-    usable = []
-    for row, (text, form, label) in enumerate(zip(texts, forms, batch.column("label").to_pylist(), strict=True)):
-        code = None if label is None else labels.code(label)
-        if not form:
-            rows.reason[start + row] = CODE["null_text" if text is None else "empty_text"]
-        elif code is None:
-            rows.reason[start + row] = CODE["null_label" if label is None else "unknown_label"]
-        else:
-            rows.label[start + row] = code
-            rows.characters[start + row] = len(text or "")
-            usable.append(row)
+    target_forms = [match_form(text or "") for text in targets or ()]
+    lacking = _missing("text", texts, forms)
+    lacking = _missing("target", targets or [], target_forms) | lacking
+    codes = labels.of(batch, lacking)
+    for row, reason in (spoilt | lacking).items():
+        rows.reason[start + row] = CODE[reason]
+    usable = [row for row in range(len(batch)) if row not in lacking and row not in spoilt]
     if not usable:
         return
     places = start + np.array(usable)
     forms = [forms[row] for row in usable]
+    rows.label[places] = [codes[row] for row in usable]
+    rows.characters[places] = [len(texts[row] or "") for row in usable]
     rows.digest[places] = _digests(forms, params.split_seed)
+    if targets is not None:
+        rows.target[places] = _digests([target_forms[row] for row in usable], params.split_seed)[:, 0]
     rows.split[places] = _splits(batch, usable, rows.digest[places, 0], params, path)
     if len(rows.keys):
         rows.keys[:, places] = band_keys(forms, banding(params.near_duplicate_threshold))
+
+
+def _missing(name: str, texts: list[str | None], forms: list[str]) -> dict[int, str]:
+    """The rows without a text, and why."""
+    pairs = enumerate(zip(texts, forms, strict=True))
+    return {row: f"null_{name}" if text is None else f"empty_{name}" for row, (text, form) in pairs if not form}
 
 
 def _digests(values: list[str], seed: int) -> npt.NDArray[np.uint64]:
@@ -449,7 +537,7 @@ def _moment(value: float | str | None, is_date: bool) -> float | None:
 
 @dataclass(frozen=True)
 class _EqualTexts:
-    """What was found of texts that are the same in their match form."""
+    """What was found of texts that are the same in their match form, and where rows have targets, of these."""
 
     distinct: int
     conflicts: int
@@ -462,7 +550,10 @@ class _EqualTexts:
 
 
 def _leave_out_equal_texts(rows: _Rows) -> _EqualTexts:
-    """Leave out every row of a text that has several labels, and all but one row of any other text."""
+    """Leave out every row of a text that has several labels, and all but one row of any other text.
+
+    Where rows have targets, a text keeps a row for each target that it has in its split, and none in any other split.
+    """
     import numpy as np
 
     usable = rows.usable()
@@ -476,6 +567,9 @@ def _leave_out_equal_texts(rows: _Rows) -> _EqualTexts:
     conflict[text[rows.label[order] != rows.label[leader]]] = True
     rows.reason[order[conflict[text]]] = CODE["conflicting_label"]
     again = ~first & ~conflict[text]
+    if len(rows.target):
+        leader, repeated = _of_one_target(rows, order, leader)
+        again &= repeated | (rows.split[order] != rows.split[leader])
     rows.drop(order[again], leader[again], "duplicate")
 
     ends = np.append(starts[1:], len(order))
@@ -491,6 +585,25 @@ def _leave_out_equal_texts(rows: _Rows) -> _EqualTexts:
     )
 
 
+def _of_one_target(
+    rows: _Rows, order: npt.NDArray[np.int64], leader: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """For rows in the order of their texts, each with the first row of its text: the row that each is held against (in
+    the first row's split the first one of its own target), and whether its text and target have stood before."""
+    import numpy as np
+
+    place = np.lexsort((rows.target[order], leader))
+    first = np.ones(len(order), bool)
+    same_text = leader[place[1:]] == leader[place[:-1]]
+    first[1:] = ~same_text | (rows.target[order[place[1:]]] != rows.target[order[place[:-1]]])
+    repeated = np.empty(len(order), bool)
+    repeated[place] = ~first
+    earliest = np.empty_like(order)
+    earliest[place] = order[place[np.flatnonzero(first)[first.cumsum() - 1]]]
+    across = rows.split[order] != rows.split[leader]
+    return np.where(across, leader, earliest), repeated
+
+
 @dataclass(frozen=True)
 class _NearDuplicates:
     """What was found of texts that are nearly the same: the first of them, and how many."""
@@ -504,18 +617,21 @@ class _NearDuplicates:
         return {row for pair in self.pairs for row in pair[:2]}
 
 
-def _leave_out_near_duplicates(rows: _Rows, texts: Spool, params: PrepareParams) -> _NearDuplicates:
-    """Leave out rows that are nearly the same as one that is kept."""
+def _leave_out_near_duplicates(
+    rows: _Rows, texts: Spool, targets: Spool | None, params: PrepareParams
+) -> _NearDuplicates:
+    """Leave out rows that are nearly the same as one that is kept; where rows have targets, in these too."""
     import numpy as np
 
     if params.near_duplicates == "off":
         return _NearDuplicates([], 0, 0, 0)
     usable = rows.usable()
-    found = representatives(
-        (band[usable] for band in rows.keys),
-        lambda place: match_form(texts.text(int(usable[place]))),
-        params.near_duplicate_threshold,
-    )
+    forms_of = [
+        lambda place, spool=spool: match_form(spool.text(int(usable[place])))
+        for spool in (texts, targets)
+        if spool is not None
+    ]
+    found = representatives((band[usable] for band in rows.keys), forms_of, params.near_duplicate_threshold)
     left_out = usable[np.fromiter(found, np.int64, len(found))]
     kept = usable[np.fromiter((place for place, _ in found.values()), np.int64, len(found))]
     similarity = np.fromiter((value for _, value in found.values()), np.float64, len(found))
@@ -584,6 +700,7 @@ def _arrow(wanted: npt.NDArray[np.bool_]) -> pa.Array:
 
 def _report(
     params: PrepareParams,
+    task: TaskType,
     rows: _Rows,
     labels: _Labels,
     equal: _EqualTexts,
@@ -625,7 +742,7 @@ def _report(
         ),
         label_shares=_described(kept, rows, labels).label_shares,
         splits={split: _described(kept & (rows.split == code), rows, labels) for code, split in enumerate(SPLITS)},
-        findings=_findings(params, account, equal, near, privacy),
+        findings=_findings(params, task, account, equal, near, privacy),
     )
 
 
@@ -641,7 +758,12 @@ def _described(chosen: npt.NDArray[np.bool_], rows: _Rows, labels: _Labels) -> S
 
 
 def _findings(
-    params: PrepareParams, account: RowAccount, equal: _EqualTexts, near: _NearDuplicates, privacy: PrivacyReport
+    params: PrepareParams,
+    task: TaskType,
+    account: RowAccount,
+    equal: _EqualTexts,
+    near: _NearDuplicates,
+    privacy: PrivacyReport,
 ) -> list[Finding]:
     """What each policy says of what was found: the gate judges by it, prepare goes on."""
 
@@ -661,13 +783,14 @@ def _findings(
 
     conflicting = account.dropped.get("conflicting_label", 0)
     looked = f"{near.found} rows at least {params.near_duplicate_threshold} similar to a row that is kept"
+    conflicts = finding(
+        "conflicting_labels",
+        params.conflicting_labels,
+        equal.conflicts,
+        f"{equal.conflicts} of {equal.distinct} texts with several labels, in {conflicting} rows",
+    )
     return [
-        finding(
-            "conflicting_labels",
-            params.conflicting_labels,
-            equal.conflicts,
-            f"{equal.conflicts} of {equal.distinct} texts with several labels, in {conflicting} rows",
-        ),
+        *([] if task.label_kind == "none" else [conflicts]),
         finding(
             "overlapping_splits",
             params.overlapping_splits,

@@ -17,6 +17,7 @@ import itertools
 import json
 import logging
 import re
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -182,16 +183,22 @@ def _expectations(params: ValidateParams, task: TaskType) -> list[Any]:
         ("expect_table_row_count_to_be_between", {"min_value": params.min_rows, "max_value": params.max_rows}),
     ]
     # Great Expectations can't look into a list: of several labels a row, ingest holds each against task.labels.
-    texts = [column for column in task.columns if column != "label" or task.label_kind != "set"]
+    types = dict.fromkeys(task.columns, "str")
+    if task.label_kind != "one":
+        types |= {"label": "float64" if task.label_kind == "number" else "list"}
     for column in task.columns:
         wanted.append(("expect_column_to_exist", {"column": column}))
-        if column in texts:
-            wanted.append(("expect_column_values_to_be_of_type", {"column": column, "type_": "str"}))
+        if types[column] != "list":
+            wanted.append(("expect_column_values_to_be_of_type", {"column": column, "type_": types[column]}))
         wanted.append(("expect_column_values_to_not_be_null", {"column": column, "mostly": kept}))
     lengths = {"min_value": params.text_min_length, "max_value": params.text_max_length}
-    wanted.append(("expect_column_value_lengths_to_be_between", {"column": "text", **lengths}))
-    if "label" in texts:
-        wanted.append(("expect_column_values_to_be_in_set", {"column": "label", "value_set": task.params.labels}))
+    texts = [column for column in task.columns if column != "label"]
+    wanted += [("expect_column_value_lengths_to_be_between", {"column": column, **lengths}) for column in texts]
+    if task.label_kind == "one":
+        wanted.append(("expect_column_values_to_be_in_set", {"column": "label", "value_set": task.label_names}))
+    elif task.label_kind == "number":
+        finite = {"min_value": -sys.float_info.max, "max_value": sys.float_info.max}
+        wanted.append(("expect_column_values_to_be_between", {"column": "label", **finite}))
     wanted += [("expect_column_values_to_be_unique", {"column": column}) for column in params.unique_columns]
     own = len(wanted)
     wanted += [(expectation.type, expectation.kwargs) for expectation in params.expectations]

@@ -204,24 +204,25 @@ def _best(pairs: Integers, counts: Integers, columns: int) -> Integers:
 
 
 def representatives(
-    bands: Iterable[Keys], form_of: Callable[[int], str], threshold: float
+    bands: Iterable[Keys], forms_of: Sequence[Callable[[int], str]], threshold: float
 ) -> dict[int, tuple[int, float]]:
     """Which texts to leave out, so that no near duplicate is found among the rest.
 
     The texts are taken in their order, and one is left out where it is as similar as `threshold` to one that was kept
     before it. So of a chain, in which each is similar to the next only, about every other one is kept.
 
-    bands: of each band the keys of all texts, (n,). form_of: the match form of a text.
+    bands: of each band the keys of all texts, (n,). forms_of: the match form of a text; and of what else stands beside
+    it and must be as similar, as a target: the least similar counts.
     Returns each text left out → the text kept in its place, and their similarity.
     """
-    grams = lru_cache(maxsize=64)(lambda text: _grams(form_of(text)))
+    sides = [lru_cache(maxsize=64)(lambda text, form_of=form_of: _grams(form_of(text))) for form_of in forms_of]
     found: dict[int, tuple[int, float]] = {}
     later, earlier = candidates(bands)
     for text, other in zip(later.tolist(), earlier.tolist(), strict=True):
         if text in found:
             continue
         kept = found[other][0] if other in found else other
-        similarity = _jaccard(grams(text), grams(kept))
+        similarity = min(_jaccard(grams(text), grams(kept)) for grams in sides)
         if similarity >= threshold:
             found[text] = (kept, similarity)
     return found

@@ -75,7 +75,7 @@ OTHER = {
 def left_out(texts: list[str], threshold: float = 0.8) -> dict[int, tuple[int, float]]:
     """Each text left out → the text that is kept, and their similarity."""
     forms = [match_form(text) for text in texts]
-    return representatives(band_keys(forms, banding(threshold)), forms.__getitem__, threshold)
+    return representatives(band_keys(forms, banding(threshold)), [forms.__getitem__], threshold)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_texts_that_all_share_their_bands_cost_a_bounded_number_of_pairs() -> No
 
 def test_no_text_and_one_text() -> None:
     assert left_out(["alone"]) == {}
-    assert representatives(np.zeros((21, 0), np.uint32), str, 0.8) == {}
+    assert representatives(np.zeros((21, 0), np.uint32), [str], 0.8) == {}
 
 
 def test_the_keys_do_not_depend_on_the_batch_nor_on_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
