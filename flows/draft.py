@@ -354,17 +354,16 @@ def thresholds(draft: Draft, seen: Tally, labels: Labels, split: Split) -> None:
     share = seen.label_counts[most] / sum(seen.label_counts.values())
     # Always the most frequent label: precision `share`, recall 1, and F1 = 0 for every other label.
     macro_f1 = 2 * share / (1 + share) / len(labels.names)
-    told = f"`{most}` for every row gives {share:.2f}; this is a tenth of the way from there to 1. Raise it"
-    draft.set("verdict.min_accuracy", _up(share + 0.1 * (1 - share), 2), told)
-    told = f"`{most}` for every row gives {macro_f1:.2f}; likewise"
-    draft.set("verdict.min_macro_f1", _up(macro_f1 + 0.1 * (1 - macro_f1), 2), told)
+    told = f"`{most}` for every row gives {share:.2f} and {macro_f1:.2f}; these are a tenth of the way from there to 1"
+    least = {name: _up(value + 0.1 * (1 - value), 2) for name, value in (("accuracy", share), ("macro_f1", macro_f1))}
+    draft.set("verdict.min_metrics", least, f"{told}. Raise them")
     test = split.rows["test"]
     # Two classifiers, one of them right where the other is wrong in every fourth row: 95% of the chance.
     noise = 1.96 * math.sqrt(0.25 / test)
     told = f"chance alone moves it by {noise:.2f} on {test:,} test rows; and 0.02 worse at most. Raise it to 0"
     draft.set("verdict.min_margin_over_baseline", -_up(0.02 + noise, 2), told)
     ece = 0.1 if test >= 1000 else 0.15 if test >= 300 else 0.25
-    draft.set("verdict.max_ece", ece, "wide: so few test rows can't tell better" if ece > 0.1 else "")
+    draft.set("verdict.max_metrics", {"ece": ece}, "wide: so few test rows can't tell better" if ece > 0.1 else "")
 
 
 def _up(number: float, digits: int) -> float:

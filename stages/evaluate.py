@@ -1,14 +1,17 @@
-"""How good the tuned model is: metrics with intervals, calibration, slices, predictions.
+"""How good the tuned model is: metrics with intervals, slices, predictions.
 
 Reads   paths.tuned_model           the model to judge
         paths.tokens                the inputs of validation and test
-        paths.prepared              their texts and further columns, for the slices
+        paths.prepared              their rows, for what the task compares with, and for the slices
         paths.baseline_predictions  for the margin over the baseline, row by row
-Writes  paths.predictions           one row of validation and test each: label, predicted, probabilities, logits
-        paths.evaluate_plots        confusion.csv and reliability.csv of test, for `dvc plots`
+        paths.base_predictions      the same of the untouched base model, where it can do the job
+Writes  paths.predictions           one row of validation and test each: what the task's `predict` gives
+        paths.evaluate_plots        confusion.csv and reliability.csv of test, for `dvc plots`; without a row where the
+                                    task has no such thing
 Report  paths.reports/evaluate.json
 
-Intervals of a split come from one bootstrap over its rows, those of a slice's accuracy from Wilson's formula.
+Intervals of a split come from one bootstrap over its rows; those of a slice's mean score from Wilson's formula where
+a score is 0 or 1, else from a bootstrap too.
 """
 
 from __future__ import annotations
@@ -18,27 +21,25 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import BaseModel
 
-from tunewright.compute import open_tuned, predict, read_tokens, set_up
+from tunewright.compute import open_tuned, set_up
 from tunewright.errors import UserError
-from tunewright.files import atomic_folder, read_parquet, sha256_tree, write_parquet
-from tunewright.params import Section
+from tunewright.evaluation import (
+    EvaluateParams,
+    SplitResult,
+    margin,
+    measure,
+    predict_all,
+    read_rows,
+)
+from tunewright.files import atomic_folder, sha256_tree
+from tunewright.predictions import read_test, write_predictions
 from tunewright.privacy import mask
 from tunewright.report import Report, RowAccount
 from tunewright.stage import Dep, Key, Out, Paths, run_stage
-from tunewright.statistics import (
-    Estimate,
-    ReliabilityBin,
-    bootstrap,
-    brier_scores,
-    expected_calibration_error,
-    macro_f1,
-    mean,
-    reliability_table,
-    wilson_interval,
-)
-from tunewright.task import TaskType
+from tunewright.statistics import Estimate, bootstrap, mean, wilson_interval
+from tunewright.task import Predicting, TaskType
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,17 +47,10 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-SPLITS = ("validation", "test")
 MIN_SLICE_ROWS = 30
 """Fewer rows than these say nothing of a slice: it is marked insufficient."""
 MAX_SLICES = 50
 """More values than these make a column useless for slices: it holds ids, numbers or free text."""
-
-
-def _increasing(ends: list[int]) -> list[int]:
-    if any(first >= second for first, second in pairwise(ends)):
-        raise ValueError("lengths in increasing order")
-    return ends
 
 
 class EvaluatePaths(Paths):
@@ -64,50 +58,19 @@ class EvaluatePaths(Paths):
     tokens: Dep
     prepared: Dep
     baseline_predictions: Dep
+    base_predictions: Dep
     predictions: Out
     evaluate_plots: Out
 
 
-class EvaluateParams(Section):
-    """How the metrics and their intervals are made, and over which slices."""
-
-    per_device_eval_batch_size: int = Field(ge=1, le=65536, description="rows predicted at once")
-    bootstrap_samples: int = Field(ge=100, le=100_000, description="resamples of the rows behind each interval")
-    confidence_level: float = Field(gt=0.5, lt=1, description="of every interval")
-    calibration_bins: int = Field(ge=2, le=100, description="bins of equal width behind ECE and the diagram")
-    length_slices: Annotated[list[Annotated[int, Field(ge=1)]], AfterValidator(_increasing)] = Field(
-        description="upper ends of the slices by text length, in characters; none: no such slices"
-    )
-    slice_columns: list[str] = Field(description="columns of ingest.sources[].keep_columns: a slice for each value")
-
-
-class ClassResult(BaseModel):
-    """One label against the rest. A ratio over nothing is 0."""
-
-    precision: float
-    recall: float
-    f1: float
-    support: int
-
-
-class SplitResult(BaseModel):
-    """One split. Metrics: accuracy, macro_f1, ece, brier, loss (cross-entropy)."""
-
-    rows: int
-    metrics: dict[str, Estimate]
-    per_class: dict[str, ClassResult]
-    confusion: list[list[int]]
-    """Rows are the actual labels, columns the predicted ones, both in the order of `task.labels`."""
-    reliability: list[ReliabilityBin]
-
-
 class Slice(BaseModel):
-    """The rows of test that share a value of one column, or a range of text lengths."""
+    """The scored rows of test that share a value of one column, or a range of text lengths."""
 
     column: str
     slice: str
     rows: int
-    accuracy: Estimate
+    score: Estimate
+    """The mean of the task's `scores`."""
     insufficient: bool
 
 
@@ -115,9 +78,14 @@ class EvaluateReport(Report):
     """What was found of the model whose folder has this SHA-256."""
 
     model_sha256: str
+    metric: str
+    """The one that decides: both margins are of it, on test, paired by row; a positive one says that the tuned model
+    is better. None where there is nothing to compare with."""
     splits: dict[str, SplitResult]
-    margin_over_baseline: Estimate
-    """Accuracy on test, tuned − baseline, paired by row."""
+    margin_over_baseline: Estimate | None
+    margin_over_base: Estimate | None
+    mean_score: float
+    """Of the task's `scores` over all scored rows of test; 0 where there are none."""
     slices: list[Slice]
 
 
@@ -132,37 +100,36 @@ def run(
     """Predict validation and test with the tuned model, and measure.
 
     Raises
-        UserError  when a slice column is missing, when tokens or the baseline are of other rows than prepared,
+        UserError  when a slice column is missing, when tokens or other predictions are of other rows than prepared,
                    or when the model's outputs are not finite.
     """
-    set_up(num_threads, seed)
-    names: list[str] = task.params.labels
-    rows = {split: read_parquet(paths.prepared / f"{split}.parquet") for split in SPLITS}
-    _check_columns(rows["test"], params.slice_columns, paths.prepared / "test.parquet")
-    baseline_hits = _baseline_hits(rows["test"], paths)
-    model = open_tuned(task, paths.tuned_model)
-    results: dict[str, SplitResult] = {}
-    tables: dict[str, pa.Table] = {}
-    for split in SPLITS:
-        tokens = read_tokens(paths.tokens / f"{split}.arrow")
-        if tokens["row_id"].to_pylist() != rows[split]["row_id"].to_pylist():
-            raise UserError(f"{paths.tokens}: other rows of {split} than in {paths.prepared}. Run `dvc repro`.")
-        logits = predict(model, task, tokens, params.per_device_eval_batch_size, model.config.pad_token_id or 0)
-        _check_finite(logits, paths.tuned_model)
-        results[split] = _measure(logits, tokens["labels"].to_numpy(), names, params, seed)
-        tables[split] = _predictions(rows[split], split, logits, names)
-    _write(tables, results["test"].reliability, paths)
+    import numpy as np
 
-    hits = _hits(tables["test"])
-    margin = {"margin": mean(hits - baseline_hits)}
-    paired = bootstrap(margin, len(hits), params.bootstrap_samples, params.confidence_level, seed)
-    rows_in = sum(result.rows for result in results.values())
+    set_up(num_threads, seed)
+    rows = read_rows(paths.prepared)
+    _check_columns(rows["test"], params.slice_columns, paths.prepared / "test.parquet")
+    baseline = read_test(paths.baseline_predictions, rows["test"])
+    base = read_test(paths.base_predictions, rows["test"])
+    model = open_tuned(task, paths.tuned_model)
+    how = Predicting(params.per_device_eval_batch_size, seed, params.generation)
+    tables = predict_all(task, model, paths.tuned_model, rows, paths.tokens, how)
+    splits = measure(task, tables, params, seed)
+    write_predictions(tables, paths.predictions)
+    _write_plots(tables["test"], splits["test"].details, paths.evaluate_plots)
+
+    test = tables["test"]
+    scores = task.scores(test)
+    scored = scores[np.isfinite(scores)]
+    rows_in = sum(result.rows for result in splits.values())
     return EvaluateReport(
         rows=RowAccount(rows_in=rows_in, rows_kept=rows_in),
         model_sha256=sha256_tree(paths.tuned_model),
-        splits=results,
-        margin_over_baseline=paired["margin"],
-        slices=_slices(rows["test"], hits, params, partial(mask, params=privacy)),
+        metric=task.metric_names[0],
+        splits=splits,
+        margin_over_baseline=None if baseline is None else margin(task, test, baseline, params, seed),
+        margin_over_base=None if base is None else margin(task, test, base, params, seed),
+        mean_score=float(scored.mean()) if len(scored) else 0.0,
+        slices=_slices(rows["test"], scores, params, seed, partial(mask, params=privacy)),
     )
 
 
@@ -181,74 +148,9 @@ def _check_columns(rows: pa.Table, columns: list[str], path: Path) -> None:
             )
 
 
-def _check_finite(logits: np.ndarray, folder: Path) -> None:
-    import numpy as np
-
-    broken = int((~np.isfinite(logits)).any(axis=1).sum())
-    if broken:
-        raise UserError(
-            f"{folder}: the model's outputs are not finite for {broken} of {len(logits)} rows: the training diverged. "
-            f"Lower finetune.learning_rate and run `dvc repro`."
-        )
-
-
-def _hits(predictions: pa.Table) -> np.ndarray:
-    """Whether each row was predicted right: 0.0 or 1.0 (N,)."""
-    import numpy as np
-
-    pairs = zip(predictions["predicted"].to_pylist(), predictions["label"].to_pylist(), strict=True)
-    return np.array([float(predicted == label) for predicted, label in pairs])
-
-
-def _baseline_hits(test: pa.Table, paths: EvaluatePaths) -> np.ndarray:
-    import pyarrow.compute as pc
-
-    predictions = read_parquet(paths.baseline_predictions).filter(pc.field("split") == "test")
-    if predictions["row_id"].to_pylist() != test["row_id"].to_pylist():
-        raise UserError(f"{paths.baseline_predictions}: other rows of test than in {paths.prepared}. Run `dvc repro`.")
-    return _hits(predictions)
-
-
-def _measure(
-    logits: np.ndarray, labels: np.ndarray, names: list[str], params: EvaluateParams, seed: int
-) -> SplitResult:
-    """All metrics of one split, from logits (N, L) and class indices (N,)."""
-    import numpy as np
-    from scipy.special import log_softmax
-
-    log_probabilities = log_softmax(logits.astype(np.float64), axis=1)
-    probabilities = np.exp(log_probabilities)
-    predicted = logits.argmax(axis=1)
-    rows, classes = logits.shape
-    statistics = {
-        "accuracy": mean(predicted == labels),
-        "macro_f1": macro_f1(labels, predicted, classes),
-        "ece": expected_calibration_error(probabilities, labels, params.calibration_bins),
-        "brier": mean(brier_scores(probabilities, labels)),
-        "loss": mean(-log_probabilities[np.arange(rows), labels]),
-    }
-    confusion = np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
-    return SplitResult(
-        rows=rows,
-        metrics=bootstrap(statistics, rows, params.bootstrap_samples, params.confidence_level, seed),
-        per_class={name: _class_result(confusion, position) for position, name in enumerate(names)},
-        confusion=confusion.tolist(),
-        reliability=reliability_table(probabilities, labels, params.calibration_bins),
-    )
-
-
-def _class_result(confusion: np.ndarray, position: int) -> ClassResult:
-    hits = int(confusion[position, position])
-    support, predicted = int(confusion[position].sum()), int(confusion[:, position].sum())
-    return ClassResult(
-        precision=hits / max(predicted, 1),
-        recall=hits / max(support, 1),
-        f1=2 * hits / max(support + predicted, 1),
-        support=support,
-    )
-
-
-def _slices(test: pa.Table, hits: np.ndarray, params: EvaluateParams, masked: Callable[[str], str]) -> list[Slice]:
+def _slices(
+    test: pa.Table, scores: np.ndarray, params: EvaluateParams, seed: int, masked: Callable[[str], str]
+) -> list[Slice]:
     """A slice for each range of lengths and each value of a column, which is masked: it is shown."""
     import numpy as np
 
@@ -263,55 +165,43 @@ def _slices(test: pa.Table, hits: np.ndarray, params: EvaluateParams, masked: Ca
         found = test[column].to_pylist()
         values = np.array(["(missing)" if value is None else masked(str(value)) for value in found])
         inside |= {(column, value): values == value for value in sorted(set(values.tolist()))}
+    scored = np.isfinite(scores)
+    right_or_wrong = bool(np.isin(scores[scored], (0.0, 1.0)).all())
     return [
-        _slice(column, name, hits[rows], params.confidence_level)
-        for (column, name), rows in inside.items()
-        if rows.any()
+        Slice(
+            column=column,
+            slice=name,
+            rows=int(rows.sum()),
+            score=_mean_score(scores[rows], right_or_wrong, params, seed),
+            insufficient=bool(rows.sum() < MIN_SLICE_ROWS),
+        )
+        for (column, name), every in inside.items()
+        if (rows := every & scored).any()
     ]
 
 
-def _slice(column: str, name: str, hits: np.ndarray, confidence_level: float) -> Slice:
-    rows, right = len(hits), int(hits.sum())
-    low, high = wilson_interval(right, rows, confidence_level)
-    return Slice(
-        column=column,
-        slice=name,
-        rows=rows,
-        accuracy=Estimate(value=right / rows, low=low, high=high),
-        insufficient=rows < MIN_SLICE_ROWS,
-    )
+def _mean_score(scores: np.ndarray, right_or_wrong: bool, params: EvaluateParams, seed: int) -> Estimate:
+    rows = len(scores)
+    if not right_or_wrong:
+        drawn = bootstrap({"score": mean(scores)}, rows, params.bootstrap_samples, params.confidence_level, seed)
+        return drawn["score"]
+    right = int(scores.sum())
+    low, high = wilson_interval(right, rows, params.confidence_level)
+    return Estimate(value=right / rows, low=low, high=high)
 
 
-def _predictions(rows: pa.Table, split: str, logits: np.ndarray, names: list[str]) -> pa.Table:
-    import numpy as np
-    import pyarrow as pa
-    from scipy.special import softmax
-
-    probabilities = softmax(logits.astype(np.float64), axis=1)
-    columns: dict[str, Any] = {
-        "row_id": rows["row_id"],
-        "split": [split] * rows.num_rows,
-        "label": rows["label"],
-        "predicted": [names[position] for position in logits.argmax(axis=1)],
-    }
-    columns |= {f"probability_{name}": probabilities[:, position] for position, name in enumerate(names)}
-    columns |= {f"logit_{name}": logits[:, position] for position, name in enumerate(names)}
-    return pa.table(columns)
-
-
-def _write(tables: dict[str, pa.Table], reliability: list[ReliabilityBin], paths: EvaluatePaths) -> None:
+def _write_plots(test: pa.Table, details: dict[str, Any], path: Path) -> None:
     import pyarrow as pa
     from pyarrow import csv
 
-    write_parquet(pa.concat_tables([tables[split] for split in SPLITS]).combine_chunks(), paths.predictions)
-    test = tables["test"]
-    filled = [found.model_dump(include={"confidence", "accuracy", "rows"}) for found in reliability if found.rows]
-    with atomic_folder(paths.evaluate_plots) as folder:
+    confusion = pa.table({"actual": pa.array([], pa.string()), "predicted": pa.array([], pa.string())})
+    if "confusion" in details:
         confusion = pa.table({"actual": test["label"], "predicted": test["predicted"]})
+    bins = [found for found in details.get("reliability", []) if found["rows"]]
+    reliability = {name: [found[name] for found in bins] for name in ("confidence", "accuracy", "rows")}
+    with atomic_folder(path) as folder:
         csv.write_csv(confusion, folder / "confusion.csv")
-        csv.write_csv(
-            pa.Table.from_pylist(filled).select(["confidence", "accuracy", "rows"]), folder / "reliability.csv"
-        )
+        csv.write_csv(pa.table(reliability), folder / "reliability.csv")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """One self-contained page on the tuned model, the verdict first. Made whether or not the gate will open.
 
 Reads   paths.reports/STAGE.json of every stage before it but gate_data
-        paths.predictions  and paths.prepared, for the texts of the most confident errors and each source's rows
+        paths.predictions  and paths.prepared, for the rows that are quoted and each source's rows
 Writes  paths.report_page  HTML with its style and pictures inside: no script, nothing fetched from anywhere
 Report  paths.reports/report.json
 
@@ -30,10 +30,11 @@ from tunewright.task import TaskType
 SECTIONS = {
     "verdict": "Verdict",
     "headline": "Headline",
+    "training": "Training",
     "pictures": "Pictures",
     "metrics": "Metrics",
     "slices": "Slices",
-    "errors": "Most confident errors",
+    "examples": "Examples",
     "baseline": "Baseline",
     "rows": "Rows",
     "privacy": "Privacy",
@@ -45,7 +46,20 @@ SECTIONS = {
 ROW_STAGES = ("ingest", "prepare")
 """The stages that can drop rows, in their order."""
 SPLITS = ("train", "validation", "test")
-METRICS = ("accuracy", "macro_f1", "ece", "brier", "loss")
+METRIC_WORDS = {
+    "bleu": "BLEU",
+    "brier": "Brier score",
+    "chrf": "chrF",
+    "ece": "calibration error (ECE)",
+    "mae": "mean absolute error",
+    "macro_f1": "macro-F1",
+    "micro_f1": "micro-F1",
+    "r2": "R²",
+    "rmse": "RMSE",
+}
+"""What a metric is called in words; any other by its name."""
+MORE_METRICS = 2
+"""Metrics beside the deciding one that stand in the headline."""
 WORST_FIRST = ("fail", "warn", "insufficient", "not_assessed", "pass")
 MAX_CHARACTERS = 600
 """Of a text on the page; a longer one is cut, and says so."""
@@ -68,7 +82,7 @@ class ReportParams(Section):
     """What the page is called, and how much of the data it quotes."""
 
     title: str = Field(min_length=1)
-    max_examples: int = Field(ge=0, le=1000, description="of the most confident errors, with their texts")
+    max_examples: int = Field(ge=0, le=1000, description="rows of test that are quoted, the worst first")
 
 
 class ReportPaths(Paths):
@@ -82,6 +96,7 @@ class ReportPaths(Paths):
     tokenize_report: Dep
     finetune_report: Dep
     baseline_report: Dep
+    evaluate_base_report: Dep
     evaluate_report: Dep
     verdict_report: Dep
     predictions: Dep
@@ -110,29 +125,36 @@ def run(
     """Write the page."""
     reports = {field.removesuffix("_report"): read_json(path) for field, path in paths if field.endswith("_report")}
     steps = _steps(reports)
-    pictures = _pictures(reports, steps, task.params.labels)
-    errors = _confident_errors(paths, params.max_examples, partial(mask, params=split.privacy))
+    of_task = task.pictures(reports["evaluate"]["splits"]["test"]["details"])
+    pictures = _pictures(reports, steps, task)
+    examples = _examples(paths, task, params.max_examples, partial(mask, params=split.privacy))
     set_params = {"seed": seed, "num_threads": num_threads}
     set_params |= _flat("prepare", split.model_dump()) | _flat("finetune", training.model_dump())
     page = _render(
         title=params.title,
-        task=task.params,
-        sections=SECTIONS,
+        task=task,
+        labels=_labels(task),
+        sections=SECTIONS | {"examples": task.examples_title},
         splits=SPLITS,
-        metrics=METRICS,
+        in_words=_in_words,
+        shown=partial(_shown, task),
+        more_metrics=task.metric_names[1 : 1 + MORE_METRICS],
         reports=reports,
         findings=sorted(reports["verdict"]["findings"], key=lambda found: WORST_FIRST.index(found["verdict"])),
+        of_task=of_task,
         pictures=pictures,
         drifted=charts.moved_most(drift["parts"]) if (drift := reports["drift"]["comparison"]) else None,
         steps=steps,
         by_source=_rows_by_source(paths.prepared),
-        errors=errors,
+        examples=examples,
         set_params=set_params,
         packages=_versions(),
         confidence_level=confidence_level,
     )
     write_text(paths.report_page, page)
-    return ReportReport(sections=list(SECTIONS), pictures=list(pictures), examples=len(errors))
+    return ReportReport(
+        sections=list(SECTIONS), pictures=[*pictures, *of_task], examples=len(examples["rows"]) if examples else 0
+    )
 
 
 def _steps(reports: Mapping[str, Any]) -> list[charts.RowStep]:
@@ -173,37 +195,47 @@ def _rows_by_source(prepared: Path) -> dict[str, dict[str, int]]:
     return found
 
 
-def _pictures(reports: Mapping[str, Any], steps: list[charts.RowStep], labels: list[str]) -> dict[str, str]:
-    """Each picture of the page as SVG, by its name."""
+def _labels(task: TaskType) -> list[str]:
+    """The names that labels have; none where they are numbers, or texts."""
+    return list(task.params.labels) if task.label_kind in ("one", "set", "sequence") else []
+
+
+def _in_words(metric: str) -> str:
+    return METRIC_WORDS.get(metric, metric.replace("_", " "))
+
+
+def _shown(task: TaskType, metric: str, value: float, signed: bool = False) -> str:
+    """A metric's value, or with a sign a difference of two: in percent (points) where it is a share."""
+    if metric in task.in_percent:
+        text = f"{100 * value:+.1f}" if signed else f"{value:.1%}"
+    else:
+        text = f"{value:+.4g}" if signed else f"{value:.4g}"
+    return text.replace("-", "−")
+
+
+def _pictures(reports: Mapping[str, Any], steps: list[charts.RowStep], task: TaskType) -> dict[str, str]:
+    """Each picture of the page that every job has, as SVG, by its name."""
     prepare, tokenize, leaks = reports["prepare"], reports["tokenize"], reports["check_leaks"]
-    baseline, evaluate = reports["baseline"], reports["evaluate"]
-    test, opponent = evaluate["splits"]["test"], baseline["splits"]["test"]["metrics"]["accuracy"]
-    majority = baseline["majority"]["test_accuracy"]
-    accuracy = test["metrics"]["accuracy"]
+    evaluate, labels = reports["evaluate"], _labels(task)
+    metric, score = evaluate["metric"], task.score_name
     train = tokenize["splits"]["train"]
     pictures = {
-        "accuracy": charts.accuracy_compared(
-            [
-                ("majority", majority, majority, majority),
-                ("baseline", opponent["value"], opponent["low"], opponent["high"]),
-                ("tuned", accuracy["value"], accuracy["low"], accuracy["high"]),
-            ]
-        ),
+        "compared": charts.compared(_in_words(metric), _compared(reports, metric), metric in task.in_percent),
         "loss": charts.loss_curves(reports["finetune"]["history"], reports["finetune"]["best_step"]),
-        "confusion": charts.confusion_matrix(test["confusion"], labels),
-        "reliability": charts.reliability(test["reliability"]),
         "lengths": charts.token_lengths(
             train["histogram"]["edges"],
             train["histogram"]["counts"],
             tokenize["max_length"],
             train["truncation_rate"],
         ),
-        "labels": charts.label_shares({split: prepare["splits"][split]["label_shares"] for split in SPLITS}, labels),
         "funnel": charts.row_funnel(steps),
     }
+    if labels:
+        shares = {split: prepare["splits"][split]["label_shares"] for split in SPLITS}
+        pictures["labels"] = charts.label_shares(shares, labels)
     if evaluate["slices"]:
-        pictures["slices"] = charts.slices(evaluate["slices"], accuracy["value"])
-    if metadata := leaks["metadata"]:
+        pictures["slices"] = charts.slices(evaluate["slices"], evaluate["mean_score"], score, score in task.in_percent)
+    if metadata := leaks.get("metadata"):
         features = [(one["name"], one["error_reduction"], one["accepted"]) for one in metadata["features"]]
         pictures["leaks"] = charts.leaking_features(
             [("all together", metadata["error_reduction"], False), *features],
@@ -213,25 +245,55 @@ def _pictures(reports: Mapping[str, Any], steps: list[charts.RowStep], labels: l
     return pictures | charts.drift_pictures(reports["drift"])
 
 
-def _confident_errors(paths: ReportPaths, count: int, masked: Callable[[str], str]) -> list[dict[str, Any]]:
-    """The rows of test that the model got wrong with the highest probability, their texts and ids masked."""
+def _compared(reports: Mapping[str, Any], metric: str) -> list[tuple[str, float, float, float]]:
+    """The deciding metric on test: simple answers, the baseline, the untouched base model, the tuned one."""
+    references = reports["baseline"]["details"].get("references", {})
+    rows = [(name, value, value, value) for name, value in references.items()]
+    for name, stage in (("baseline", "baseline"), ("base model", "evaluate_base"), ("tuned", "evaluate")):
+        if test := reports[stage]["splits"].get("test"):
+            found = test["metrics"][metric]
+            rows.append((name, found["value"], found["low"], found["high"]))
+    return rows
+
+
+def _examples(
+    paths: ReportPaths, task: TaskType, count: int, masked: Callable[[str], str]
+) -> dict[str, list[Any]] | None:
+    """The rows of test that the task picks out: `headers`, and `rows` of cells (a class of the page, a text). What is
+    quoted is masked and then cut: half a value would no longer be known as one."""
     import pyarrow.compute as pc
 
-    predictions = read_parquet(paths.predictions).filter(pc.field("split") == "test").to_pylist()
-    wrong = [row for row in predictions if row["predicted"] != row["label"]]
-    wrong.sort(key=lambda row: (-row[f"probability_{row['predicted']}"], row["row_id"]))
+    predictions = read_parquet(paths.predictions).filter(pc.field("split") == "test")
+    chosen = task.examples(predictions, count)
+    if not chosen:
+        return None
     test = read_parquet(paths.prepared / "test.parquet", columns=["row_id", "text"]).to_pydict()
     texts = dict(zip(test["row_id"], test["text"], strict=True))
-    return [
-        {
-            "row_id": masked(row["row_id"]),
-            "text": _cut(masked(texts[row["row_id"]])),  # cut first, half a value would no longer be known as one
-            "label": row["label"],
-            "predicted": row["predicted"],
-            "probability": row[f"probability_{row['predicted']}"],
-        }
-        for row in wrong[:count]
+    scores = task.scores(predictions)[chosen]
+    found = predictions.take(chosen).to_pylist()
+    sure = f"probability_{found[0].get('predicted')}" in predictions.column_names
+    source, expected, written = ("Source", "Expected", "Written") if task.generates else ("Text", "Actual", "Predicted")
+    answers = {name: title for name, title in (("label", expected), ("predicted", written)) if name in found[0]}
+    kind = "text" if task.generates else "words"
+
+    def quoted(value: Any) -> str:
+        if isinstance(value, str):
+            return _cut(masked(value))
+        if isinstance(value, list):
+            return masked(", ".join(value)) or "none"
+        return "–" if value is None else f"{value:.4g}".replace("-", "−")
+
+    rows = [
+        [
+            ("text", quoted(texts[row["row_id"]])),
+            *((kind, quoted(row[name])) for name in answers),
+            ("n", f"{row['probability_' + row['predicted']] if sure else score:.4f}".replace("-", "−")),
+            ("code", masked(row["row_id"])),
+        ]
+        for row, score in zip(found, scores, strict=True)
     ]
+    measure = "Probability" if sure else task.score_name.capitalize()
+    return {"headers": [source, *answers.values(), measure, "Row"], "rows": rows}
 
 
 def _cut(text: str) -> str:
@@ -264,10 +326,11 @@ def _render(**context: Any) -> str:
     )
     environment.filters |= {
         "percent": lambda value: f"{value:.1%}",
-        "points": lambda value: f"{100 * value:+.1f}".replace("-", "−"),
+        "capitalize_first": lambda text: text[:1].upper() + text[1:],
         "decimal": lambda value, digits=4: f"{value:.{digits}f}".replace("-", "−"),
         "count": lambda value: f"{value:,}",
         "level": lambda value: f"{100 * value:g}%",
+        "plain": lambda value: f"{value:,}" if isinstance(value, int) else f"{value:.4g}",
         "as_yaml": lambda value: json.dumps(value, ensure_ascii=False),
     }
     return environment.get_template("report.html.j2").render(context)

@@ -1,6 +1,6 @@
 """Every threshold of params.yaml against every report, in one verdict.
 
-Reads   paths.reports/{ingest,validate,prepare,audit_data,drift,check_leaks,baseline,evaluate}.json
+Reads   paths.reports/{ingest,validate,prepare,audit_data,drift,check_leaks,baseline,evaluate_base,evaluate}.json
 Report  paths.reports/verdict.json
 
 Judging never fails: what was found stays there to be looked at, whichever way it went. `gate_model` acts on it.
@@ -15,7 +15,7 @@ from pydantic import Field
 
 from tunewright.files import read_json
 from tunewright.gates import Finding, Verdict, closes, data_findings, data_reports
-from tunewright.params import Fraction, Section
+from tunewright.params import Section
 from tunewright.report import Report
 from tunewright.stage import Dep, Key, Paths, run_stage
 
@@ -28,18 +28,23 @@ class VerdictPaths(Paths):
     drift_report: Dep
     check_leaks_report: Dep
     baseline_report: Dep
+    evaluate_base_report: Dep
     evaluate_report: Dep
 
 
 class VerdictParams(Section):
-    """What the tuned model must reach on test."""
+    """What the tuned model must reach on test. That the metrics are the task's own, `load_params` sees to."""
 
-    min_accuracy: Fraction = Field(description="on test")
-    min_macro_f1: Fraction = Field(description="on test, over all of task.labels")
-    min_margin_over_baseline: float = Field(
-        ge=-1, le=1, description="of accuracy; the whole paired interval must lie above it"
+    min_metrics: dict[str, float] = Field(
+        default_factory=dict, description="metric of the task → the least that it may be"
     )
-    max_ece: Fraction = Field(description="expected calibration error on test")
+    max_metrics: dict[str, float] = Field(
+        default_factory=dict, description="metric of the task → the most that it may be"
+    )
+    min_margin_over_baseline: float | None = Field(
+        default=None, description="of the deciding metric; the whole paired interval must lie above it"
+    )
+    min_margin_over_base: float | None = Field(default=None, description="likewise, over the untouched base model")
 
 
 class VerdictReport(Report):
@@ -55,8 +60,9 @@ class VerdictReport(Report):
 
 def run(paths: VerdictPaths, params: VerdictParams, limits: Annotated[Any, Key("gate_data")]) -> VerdictReport:
     """Hold the limits of `gate_data` and of `verdict` against what the stages found."""
-    baseline, evaluate = read_json(paths.baseline_report), read_json(paths.evaluate_report)
-    findings = [*data_findings(limits, data_reports(paths)), *_model_findings(params, baseline, evaluate)]
+    evaluate = read_json(paths.evaluate_report)
+    others = {"baseline": read_json(paths.baseline_report), "base": read_json(paths.evaluate_base_report)}
+    findings = [*data_findings(limits, data_reports(paths)), *_model_findings(params, evaluate, others)]
     counted = Counter(finding.verdict for finding in findings)
     return VerdictReport(
         open=not any(closes(finding, limits.require_assessed) for finding in findings),
@@ -67,37 +73,47 @@ def run(paths: VerdictPaths, params: VerdictParams, limits: Annotated[Any, Key("
     )
 
 
-def _model_findings(params: VerdictParams, baseline: Any, evaluate: Any) -> list[Finding]:
+def _model_findings(params: VerdictParams, evaluate: Any, others: dict[str, Any]) -> list[Finding]:
     metrics = evaluate["splits"]["test"]["metrics"]
-    accuracy, macro_f1, ece = metrics["accuracy"], metrics["macro_f1"], metrics["ece"]
-    margin = evaluate["margin_over_baseline"]
-    opponent = baseline["splits"]["test"]["metrics"]["accuracy"]
-    return [
+    findings = [
         Finding(
-            rule="verdict.min_accuracy",
-            verdict="pass" if accuracy["value"] >= params.min_accuracy else "fail",
-            found=f"{_shown(accuracy)} on test",
-            expected=f"at least {params.min_accuracy}",
-        ),
-        Finding(
-            rule="verdict.min_macro_f1",
-            verdict="pass" if macro_f1["value"] >= params.min_macro_f1 else "fail",
-            found=f"{_shown(macro_f1)} on test",
-            expected=f"at least {params.min_macro_f1}",
-        ),
-        Finding(
-            rule="verdict.min_margin_over_baseline",
-            verdict="pass" if margin["low"] > params.min_margin_over_baseline else "fail",
-            found=f"{_shown(margin)}: accuracy {accuracy['value']:.4f} against {opponent['value']:.4f} on test",
-            expected=f"the whole interval above {params.min_margin_over_baseline}",
-        ),
-        Finding(
-            rule="verdict.max_ece",
-            verdict="pass" if ece["value"] <= params.max_ece else "fail",
-            found=f"{_shown(ece)} on test",
-            expected=f"at most {params.max_ece}",
-        ),
+            rule=f"verdict.min_metrics.{name}",
+            verdict="pass" if metrics[name]["value"] >= least else "fail",
+            found=f"{_shown(metrics[name])} on test",
+            expected=f"at least {least}",
+        )
+        for name, least in params.min_metrics.items()
     ]
+    findings += [
+        Finding(
+            rule=f"verdict.max_metrics.{name}",
+            verdict="pass" if metrics[name]["value"] <= most else "fail",
+            found=f"{_shown(metrics[name])} on test",
+            expected=f"at most {most}",
+        )
+        for name, most in params.max_metrics.items()
+    ]
+    for other, report in others.items():
+        limit = getattr(params, f"min_margin_over_{other}")
+        if limit is not None:
+            findings.append(_margin(other, limit, evaluate, report))
+    return findings
+
+
+def _margin(other: str, limit: float, evaluate: Any, report: Any) -> Finding:
+    """Whether the margin over the baseline, or over the base model, lies above its limit as a whole."""
+    rule, expected = f"verdict.min_margin_over_{other}", f"the whole interval above {limit}"
+    margin, metric = evaluate[f"margin_over_{other}"], evaluate["metric"]
+    if margin is None:
+        found = "this job has no baseline" if other == "baseline" else "the untouched base model can't do this job"
+        return Finding(rule=rule, verdict="not_assessed", found=found, expected=expected)
+    ours, theirs = (found["splits"]["test"]["metrics"][metric]["value"] for found in (evaluate, report))
+    return Finding(
+        rule=rule,
+        verdict="pass" if margin["low"] > limit else "fail",
+        found=f"{_shown(margin)}: {metric} {ours:.4f} against {theirs:.4f} on test",
+        expected=expected,
+    )
 
 
 def _shown(estimate: Any) -> str:

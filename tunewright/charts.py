@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 from itertools import pairwise
@@ -70,22 +70,23 @@ class RowStep(NamedTuple):
     left: int
 
 
-def accuracy_compared(rows: Sequence[tuple[str, float, float, float]]) -> str:
-    """Accuracies with their intervals, one under the other: (name, value, low, high); the last one is ours."""
+def compared(metric: str, rows: Sequence[tuple[str, float, float, float]], in_percent: bool) -> str:
+    """One metric with its intervals, one under the other: (name, value, low, high); the last one is ours."""
+    shown: Callable[[float], str] = "{:.1%}".format if in_percent else "{:.4g}".format
     with _drawing(0.5 * len(rows) + 0.7, grid="x") as axes:
         names = [row[0] for row in rows]
         for at, (_, value, low, high) in enumerate(rows):
             colour = FIRST if at == len(rows) - 1 else MUTED
             _interval(axes, at, value, low, high, colour)
             axes.annotate(
-                f"{value:.1%}", (max(high, value), at), (8, 0), textcoords="offset points", va="center", color=INK
+                shown(value), (max(high, value), at), (8, 0), textcoords="offset points", va="center", color=INK
             )
         _names_on_y(axes, names)
         axes.margins(x=0.14)
-        _percent_on_x(axes)
-        axes.set_xlabel("accuracy on test")
-        told = "; ".join(f"{name} {value:.1%} ({low:.1%} to {high:.1%})" for name, value, low, high in rows)
-        return _svg(axes, "Accuracy on test", told)
+        _numbers_on_x(axes, in_percent)
+        axes.set_xlabel(f"{metric} on test")
+        told = "; ".join(f"{name} {shown(value)} ({shown(low)} to {shown(high)})" for name, value, low, high in rows)
+        return _svg(axes, f"{metric} on test", told)
 
 
 def loss_curves(history: Sequence[Mapping[str, Any]], best_step: int) -> str:
@@ -102,7 +103,7 @@ def loss_curves(history: Sequence[Mapping[str, Any]], best_step: int) -> str:
         axes.axvline(best_step, color=MUTED, linewidth=1, linestyle=(0, (3, 3)), label=f"best step, {best_step}")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         axes.set_xlabel("step")
-        axes.set_ylabel("loss (cross-entropy)")
+        axes.set_ylabel("loss")
         _legend(axes, 3)
         told = f"validation loss {', '.join(f'{loss:.4f} at step {step}' for step, loss in validation)}"
         return _svg(axes, "Loss during training", told)
@@ -204,23 +205,59 @@ def label_shares(
         return _svg(axes, title, told)
 
 
-def slices(found: Sequence[Mapping[str, Any]], overall: float) -> str:
-    """Accuracy by slice with its interval; slices of too few rows are pale."""
+def slices(found: Sequence[Mapping[str, Any]], overall: float, score: str, in_percent: bool) -> str:
+    """The mean score of each slice with its interval; slices of too few rows are pale."""
+    shown: Callable[[float], str] = "{:.1%}".format if in_percent else "{:.4g}".format
     with _drawing(0.38 * len(found) + 1.1, grid="x") as axes:
-        axes.axvline(overall, color=SECOND, linewidth=1.4, linestyle=(0, (3, 3)), label=f"all of test, {overall:.1%}")
+        line = {"color": SECOND, "linewidth": 1.4, "linestyle": (0, (3, 3))}
+        axes.axvline(overall, label=f"all of test, {shown(overall)}", **line)
         for at, entry in enumerate(found):
-            estimate = entry["accuracy"]
+            estimate = entry["score"]
             colour = MUTED if entry["insufficient"] else FIRST
             _interval(axes, at, estimate["value"], estimate["low"], estimate["high"], colour)
         _names_on_y(axes, [f"{entry['column']}: {entry['slice']} ({entry['rows']:,})" for entry in found])
-        _percent_on_x(axes)
-        axes.set_xlabel("accuracy on test")
+        _numbers_on_x(axes, in_percent)
+        axes.set_xlabel(f"{score} on test")
         _legend(axes, 1)
         told = "; ".join(
-            f"{entry['column']} {entry['slice']}: {entry['accuracy']['value']:.1%} of {entry['rows']} rows"
+            f"{entry['column']} {entry['slice']}: {shown(entry['score']['value'])} of {entry['rows']} rows"
             for entry in found
         )
-        return _svg(axes, "Accuracy by slice", told)
+        return _svg(axes, f"{score} by slice", told)
+
+
+def f1_by_label(per_class: Mapping[str, Mapping[str, Any]], labels: Sequence[str]) -> str:
+    """F1 of each label against the rest, with how many rows have it."""
+    with _drawing(0.34 * len(labels) + 0.7, grid="x") as axes:
+        values = [per_class[label]["f1"] for label in labels]
+        axes.barh(range(len(labels)), values, height=0.62, color=FIRST)
+        for at, value in enumerate(values):
+            axes.annotate(f"{value:.3f}", (value, at), (5, 0), textcoords="offset points", va="center", color=INK)
+        _names_on_y(axes, [f"{label} ({per_class[label]['support']:,})" for label in labels])
+        axes.set_xlim(0, 1.08)
+        axes.set_xlabel("F1 on test (rows that have the label)")
+        told = "; ".join(f"{label}: {value:.4f}" for label, value in zip(labels, values, strict=True))
+        return _svg(axes, "F1 of each label on test", told)
+
+
+def predicted_against_actual(bins: Sequence[Mapping[str, Any]]) -> str:
+    """What was predicted of rows of like labels: the mean, and the middle 80%; on the diagonal it is what is so."""
+    actual = [found["label"] for found in bins]
+    predicted = [found["predicted"] for found in bins]
+    low, high = ([found[side] for found in bins] for side in ("low", "high"))
+    with _drawing(3.4) as axes:
+        ends = [min(actual), max(actual)]
+        axes.plot(ends, ends, color=MUTED, linewidth=1, linestyle=(0, (3, 3)), label="as it is")
+        axes.vlines(actual, low, high, color=FIRST, alpha=0.35, linewidth=5, label="middle 80%")
+        axes.plot(actual, predicted, color=FIRST, marker="o", markersize=5, linestyle="none", label="mean predicted")
+        axes.set(xlabel="actual", ylabel="predicted")
+        _legend(axes, 3)
+        told = "; ".join(
+            f"{found['rows']} rows of about {found['label']:.4g}: {found['predicted']:.4g} "
+            f"({found['low']:.4g} to {found['high']:.4g})"
+            for found in bins
+        )
+        return _svg(axes, "Predicted against actual on test", told)
 
 
 def row_funnel(steps: Sequence[RowStep]) -> str:
@@ -403,6 +440,16 @@ def _percent_on_x(axes: Any) -> None:
 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+
+
+def _numbers_on_x(axes: Any, in_percent: bool) -> None:
+    if in_percent:
+        _percent_on_x(axes)
+        return
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.4g}".replace("-", "−"))
 
 
 def _legend(axes: Any, columns: int) -> None:

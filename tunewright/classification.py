@@ -46,6 +46,18 @@ def classifier(folder: Path, labels: list[str], settings: dict[str, Any]) -> Any
     )
 
 
+def regressor(folder: Path, numbers: dict[str, float], settings: dict[str, Any]) -> Any:
+    """A sequence classifier of one output, learned by its squared error; `numbers` go into its config."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=1, problem_type="regression", use_safetensors=True, **settings
+    )
+    for name, number in numbers.items():
+        setattr(model.config, name, number)
+    return model
+
+
 def classifier_head(model: Any) -> list[Any]:
     """Everything that is no part of the pretrained body, and the body's pooler: it feeds only the head."""
     body = model.base_model

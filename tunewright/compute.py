@@ -119,7 +119,7 @@ def predict(model: Any, task: TaskType, table: pa.Table, batch_size: int, pad_to
     import numpy as np
     import torch
 
-    columns = {name: table.column(name).to_pylist() for name in ("input_ids", "labels")}
+    columns = {name: table.column(name).to_pylist() for name in table.column_names if name != "row_id"}
     training = model.training
     model.eval()
     logits: list[Any] = [None] * table.num_rows

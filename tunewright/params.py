@@ -90,6 +90,7 @@ class PathsParams(Section):
     tuned_model: ProjectPath
     curves: ProjectPath
     baseline_predictions: ProjectPath
+    base_predictions: ProjectPath
     predictions: ProjectPath
     evaluate_plots: ProjectPath
     report_page: ProjectPath
@@ -196,11 +197,26 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
         for detail in error.errors():
             location = _location(detail["loc"], raw)
             faults.append((_line_of(location, root), _fault(detail, location, model)))
+    else:
+        for location, fault in _metric_faults(params):
+            faults.append((_line_of(location, root), f"{'.'.join(location)}: {fault}"))
     if faults or params is None:
         listed = [f"  line {line}: {fault}" for line, fault in sorted(set(faults))]
         count = "1 fault" if len(listed) == 1 else f"{len(listed)} faults"
         raise UserError(f"{path}: {count}\n" + "\n".join(listed))
     return params
+
+
+def _metric_faults(params: Any) -> Iterator[tuple[tuple[str, str, str], str]]:
+    """Limits of `verdict` on what is no metric of the task, or on the wrong side of it."""
+    task = importlib.import_module(f"tunewright.task_types.{params.task.type}").Task
+    for key in ("min_metrics", "max_metrics"):
+        for name in getattr(params.verdict, key):
+            if name not in task.metric_names:
+                near = _nearest(name, task.metric_names) or f" It has {', '.join(task.metric_names)}."
+                yield ("verdict", key, name), f"no metric of {params.task.type}.{near}"
+            elif key == "min_metrics" and name in task.lower_is_better:
+                yield ("verdict", key, name), "less of it is better. Put it under verdict.max_metrics."
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Any]:

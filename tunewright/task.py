@@ -41,13 +41,15 @@ class Predicting:
 
 @dataclass(frozen=True)
 class Baseline:
-    """What is reached without training a network: `predictions` as `TaskType.predict` gives them, for each split."""
+    """What is reached without training a network: `predictions` as `TaskType.predict` gives them, of validation and
+    test; of no split where a job has nothing to be compared with."""
 
     name: str
     """In words, for the report: "TF-IDF and logistic regression"."""
     predictions: Mapping[str, pa.Table]
     details: dict[str, Any] = field(default_factory=dict)
-    """For the report's JSON: candidates, the one chosen."""
+    """For the report's JSON. The page shows `candidates` (records of one shape), `chosen` (one of them) and
+    `references` (even simpler answers: their name → the deciding metric on test)."""
 
 
 class TaskType:
@@ -55,6 +57,8 @@ class TaskType:
 
     It knows nothing of files, stages or training loops. Where a method below has a body, that is what a job without
     anything special needs.
+
+    What only some methods need (metrics, pictures) they import inside: a stage depends on it only where it calls them.
     """
 
     columns: ClassVar[tuple[str, ...]] = ("text",)
@@ -76,6 +80,10 @@ class TaskType:
     watch_metrics: ClassVar[bool] = True
     """Whether `compute_metrics` is called while training. Logits over a vocabulary are too large to be kept: such a
     job watches the loss alone."""
+    in_percent: ClassVar[frozenset[str]] = frozenset()
+    """Those of `metric_names`, and `score_name`, that are shares from 0 to 1 and are shown so."""
+    score_name: ClassVar[str] = "score"
+    """What `scores` are called where their means are shown."""
     examples_title: ClassVar[str] = "Examples"
 
     def __init__(self, params: Any) -> None:
@@ -124,7 +132,7 @@ class TaskType:
         """What the model says: one row for each of `rows`, in their order, of all that `statistics` needs (without
         row_id). Classifiers give label, predicted, probability_NAME, logit_NAME; jobs that write text give label (the
         text that was expected) and predicted; language models give nll (nats, summed over a row's counted tokens),
-        tokens and bytes.
+        tokens and bytes. What was not computed of a row is null; a NaN says that the training diverged.
 
         rows: of `paths.prepared`.   tokens: what `encode` made of them, as `tokenize` keeps it.
         """
@@ -141,11 +149,15 @@ class TaskType:
         raise NotImplementedError
 
     def details(self, predictions: pa.Table, calibration_bins: int) -> dict[str, Any]:
-        """What one split's metrics can't show, for the report's JSON and its pictures: a confusion matrix."""
+        """What one split's metrics can't show, for the report's JSON and its pictures.
+
+        The page shows `per_class` (name → precision, recall, f1, support) as a table. `dvc plots` draws `confusion`
+        (counts by actual and predicted label) and `reliability` (bins of confidence, accuracy, rows) of test.
+        """
         return {}
 
     def pictures(self, details: Mapping[str, Any]) -> dict[str, str]:
-        """`details` of test as pictures (SVG), by name."""
+        """`details` of test as pictures (SVG), by caption."""
         return {}
 
     def examples(self, predictions: pa.Table, count: int) -> list[int]:

@@ -190,11 +190,37 @@ def file_of(dotted: str) -> str | None:
 
 
 @cache
-def imports(file: str) -> tuple[frozenset[str], frozenset[str]]:
-    """Files of ours (or folders, where a module of them is chosen by name) and other packages that a file imports."""
+def parsed(file: str) -> ast.Module:
+    return ast.parse((ROOT / file).read_text(encoding="utf-8"))
+
+
+def task_methods(file: str) -> Iterator[ast.FunctionDef]:
+    """The methods of the task types in a file: each is used by those stages alone that call it."""
+    for node in parsed(file).body:
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("TaskType") for base in node.bases):
+            yield from (one for one in node.body if isinstance(one, ast.FunctionDef) and one.name[:2] != "__")
+
+
+def names_called(tree: ast.AST, *owners: str) -> set[str]:
+    """The attributes that a piece of code asks of `task`, or of other owners."""
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value).rpartition(".")[2] in owners
+    }
+
+
+@cache
+def imports(file: str, methods: frozenset[str]) -> tuple[frozenset[str], frozenset[str]]:
+    """Files of ours (or folders, where a module of them is chosen by name) and other packages that a file imports;
+    of a task type's methods only those named."""
     ours: set[str] = set()
     others: set[str] = set()
-    for node in in_use(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
+    unused = [method for method in task_methods(file) if method.name not in methods]
+    left_out = {id(node) for method in unused for node in ast.walk(method)}
+    for node in in_use(parsed(file)):
+        if id(node) in left_out:
+            continue
         dotted: list[str] = []
         if isinstance(node, ast.Import):
             dotted = [alias.name for alias in node.names]
@@ -222,22 +248,35 @@ def imports(file: str) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def reached(*start: str) -> tuple[set[str], set[str]]:
-    """All that files import, over any number of steps: files and folders of ours, other packages."""
-    files: set[str] = set()
-    others: set[str] = set()
-    todo = list(start)
-    while todo:
-        file = todo.pop()
-        if file in files:
-            continue
-        files.add(file)
-        if (ROOT / file).is_dir():
-            todo += [found.relative_to(ROOT).as_posix() for found in (ROOT / file).glob("*.py")]
-        else:
-            ours, more = imports(file)
+    """All that files import, over any number of steps: files and folders of ours, other packages.
+
+    A task type imports what its metrics or pictures need inside its methods, and a stage that never calls them never
+    runs that code. So of a task type only those methods count that are asked of `task` in what is reached.
+    """
+    methods: set[str] = set()
+    while True:
+        files: set[str] = set()
+        others: set[str] = set()
+        called: set[str] = set(methods)
+        todo = list(start)
+        while todo:
+            file = todo.pop()
+            if file in files:
+                continue
+            files.add(file)
+            if (ROOT / file).is_dir():
+                todo += [found.relative_to(ROOT).as_posix() for found in (ROOT / file).glob("*.py")]
+                continue
+            ours, more = imports(file, frozenset(methods))
             todo += ours
             others |= more
-    return files, others
+            called |= names_called(parsed(file), "task")
+            for method in task_methods(file):
+                if method.name in methods:
+                    called |= names_called(method, "self")
+        if called == methods:
+            return files, others
+        methods = called
 
 
 @each_stage
@@ -292,7 +331,9 @@ def homes(package: str) -> set[str]:
 @pytest.mark.parametrize("top", [top for top in OURS if (ROOT / top).is_dir()])
 def test_every_package_that_is_imported_is_pinned_by_name(top: str) -> None:
     for file in sorted((ROOT / top).rglob("*.py")):
-        for package in imports(file.relative_to(ROOT).as_posix())[1] - set(sys.stdlib_module_names):
+        name = file.relative_to(ROOT).as_posix()
+        every = frozenset(method.name for method in task_methods(name))
+        for package in imports(name, every)[1] - set(sys.stdlib_module_names):
             assert homes(package), f"{file.relative_to(ROOT)} imports {package}: pin it in one of requirements/*.txt"
 
 

@@ -1,11 +1,13 @@
 """Text classification, any number of labels a row, also none: tags, emotions, the topics of a document.
 
 Metrics: micro-F1 and macro-F1 over the label set that params fix, of the labels whose probability is above one half
-(each label has its own sigmoid, and a logit above 0 is a probability above one half).
+(each label has its own sigmoid, and a logit above 0 is a probability above one half); the share of rows all of whose
+labels are right; binary cross-entropy.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -13,12 +15,13 @@ from pydantic import AfterValidator, Field
 
 from tunewright import params as params_module
 from tunewright.classification import classifier, classifier_head, distinct, padded, tokenized
-from tunewright.task import LabelKind, TaskType
+from tunewright.task import Baseline, LabelKind, Predicting, TaskType
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from tunewright.statistics import Statistic
     from tunewright.tokenizer import ModelTokenizer
 
 
@@ -35,6 +38,11 @@ class Task(TaskType):
 
     columns: ClassVar[tuple[str, ...]] = ("text", "label")
     label_kind: ClassVar[LabelKind] = "set"
+    metric_names: ClassVar[tuple[str, ...]] = ("micro_f1", "macro_f1", "subset_accuracy", "loss")
+    lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss"})
+    in_percent: ClassVar[frozenset[str]] = frozenset({"subset_accuracy", "all labels right"})
+    score_name: ClassVar[str] = "all labels right"
+    examples_title: ClassVar[str] = "Costliest errors"
 
     def encode(self, rows: pa.Table, tokenizer: ModelTokenizer, max_length: int) -> dict[str, list[Any]]:
         """Tokenize `text`; for each label of `task.labels` 1.0 where the row has it, else 0.0."""
@@ -72,3 +80,49 @@ class Task(TaskType):
             "micro_f1": float(f1_score(actual, predicted, average="micro", zero_division=0)),
             "macro_f1": float(f1_score(actual, predicted, average="macro", zero_division=0)),
         }
+
+    def predict(
+        self, model: Any, tokenizer: ModelTokenizer, rows: pa.Table, tokens: pa.Table, how: Predicting
+    ) -> pa.Table:
+        """The labels whose logit is above 0; every probability and logit."""
+        from tunewright.compute import predict
+        from tunewright.label_metrics import many_labels, sigmoid
+
+        logits = predict(model, self, tokens, how.batch_size, model.config.pad_token_id or 0)
+        return many_labels(rows["label"], sigmoid(logits), self.params.labels, logits)
+
+    def statistics(self, predictions: pa.Table, calibration_bins: int) -> dict[str, Statistic]:
+        """See `label_metrics.of_many_labels`."""
+        from tunewright.label_metrics import of_many_labels
+
+        return of_many_labels(predictions, self.params.labels)
+
+    def scores(self, predictions: pa.Table) -> np.ndarray:
+        """Whether all labels of each row are right, and no other."""
+        from tunewright.label_metrics import hits
+
+        return hits(predictions)
+
+    def details(self, predictions: pa.Table, calibration_bins: int) -> dict[str, Any]:
+        """Each label against the rest."""
+        from tunewright.label_metrics import details_of_many_labels
+
+        return details_of_many_labels(predictions, self.params.labels)
+
+    def pictures(self, details: Mapping[str, Any]) -> dict[str, str]:
+        """F1 of each label."""
+        from tunewright import charts
+
+        return {"F1 of each label on test": charts.f1_by_label(details["per_class"], self.params.labels)}
+
+    def examples(self, predictions: pa.Table, count: int) -> list[int]:
+        """The wrong rows of the highest loss."""
+        from tunewright.label_metrics import costliest
+
+        return costliest(predictions, self.params.labels, count)
+
+    def baseline(self, splits: Mapping[str, pa.Table], params: Any, seed: int) -> Baseline:
+        """TF-IDF and one logistic regression a label, beside the commonest label alone."""
+        from tunewright.linear_baseline import for_many_labels
+
+        return for_many_labels(splits, self.params.labels, params)

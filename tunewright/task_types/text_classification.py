@@ -1,11 +1,12 @@
 """Text classification, one label a row: sentiment, topic, intent.
 
-Metrics: accuracy, and macro-F1 over the label set that params fix (a label that a split lacks counts as zero,
-so that two splits are never compared over two label sets).
+Metrics: accuracy; macro-F1 over the label set that params fix (a label that a split lacks counts as zero, so that two
+splits are never compared over two label sets); expected calibration error, Brier score and cross-entropy.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -13,12 +14,13 @@ from pydantic import AfterValidator, Field
 
 from tunewright import params as params_module
 from tunewright.classification import classifier, classifier_head, distinct, padded, tokenized
-from tunewright.task import LabelKind, TaskType
+from tunewright.task import Baseline, LabelKind, Predicting, TaskType
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from tunewright.statistics import Statistic
     from tunewright.tokenizer import ModelTokenizer
 
 
@@ -35,6 +37,11 @@ class Task(TaskType):
 
     columns: ClassVar[tuple[str, ...]] = ("text", "label")
     label_kind: ClassVar[LabelKind] = "one"
+    metric_names: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "ece", "brier", "loss")
+    lower_is_better: ClassVar[frozenset[str]] = frozenset({"ece", "brier", "loss"})
+    in_percent: ClassVar[frozenset[str]] = frozenset({"accuracy"})
+    score_name: ClassVar[str] = "accuracy"
+    examples_title: ClassVar[str] = "Most confident errors"
 
     def encode(self, rows: pa.Table, tokenizer: ModelTokenizer, max_length: int) -> dict[str, list[Any]]:
         """Tokenize `text`; a label becomes its index in `task.labels`."""
@@ -67,3 +74,52 @@ class Task(TaskType):
             "accuracy": float(accuracy_score(labels, predicted)),
             "macro_f1": float(f1_score(labels, predicted, labels=every, average="macro", zero_division=0)),
         }
+
+    def predict(
+        self, model: Any, tokenizer: ModelTokenizer, rows: pa.Table, tokens: pa.Table, how: Predicting
+    ) -> pa.Table:
+        """The label of the highest logit; every probability and logit."""
+        from tunewright.compute import predict
+        from tunewright.label_metrics import one_label, softmax
+
+        logits = predict(model, self, tokens, how.batch_size, model.config.pad_token_id or 0)
+        return one_label(rows["label"], softmax(logits), self.params.labels, logits)
+
+    def statistics(self, predictions: pa.Table, calibration_bins: int) -> dict[str, Statistic]:
+        """See `label_metrics.of_one_label`."""
+        from tunewright.label_metrics import of_one_label
+
+        return of_one_label(predictions, self.params.labels, calibration_bins)
+
+    def scores(self, predictions: pa.Table) -> np.ndarray:
+        """Whether each row was predicted right."""
+        from tunewright.label_metrics import hits
+
+        return hits(predictions)
+
+    def details(self, predictions: pa.Table, calibration_bins: int) -> dict[str, Any]:
+        """Each class, the confusion matrix, the reliability table."""
+        from tunewright.label_metrics import details_of_one_label
+
+        return details_of_one_label(predictions, self.params.labels, calibration_bins)
+
+    def pictures(self, details: Mapping[str, Any]) -> dict[str, str]:
+        """The confusion matrix and the reliability diagram."""
+        from tunewright import charts
+
+        return {
+            "Confusion matrix on test": charts.confusion_matrix(details["confusion"], self.params.labels),
+            "Reliability on test: confidence against accuracy": charts.reliability(details["reliability"]),
+        }
+
+    def examples(self, predictions: pa.Table, count: int) -> list[int]:
+        """The errors that the model was surest about."""
+        from tunewright.label_metrics import surest_errors
+
+        return surest_errors(predictions, count)
+
+    def baseline(self, splits: Mapping[str, pa.Table], params: Any, seed: int) -> Baseline:
+        """TF-IDF and logistic regression, beside the commonest label."""
+        from tunewright.linear_baseline import for_one_label
+
+        return for_one_label(splits, self.params.labels, params)
