@@ -111,12 +111,19 @@ def _cpu_has_bf16() -> bool:
 
 
 def predict(model: Any, task: TaskType, table: pa.Table, batch_size: int, pad_token_id: int) -> np.ndarray:
-    """The model's logits for every row of a token table.
-
-    Returns an array (N, L) of float32 in the table's order. Rows are computed sorted by length, in evaluation
-    mode; the model is left in the mode that it came in.
-    """
+    """The model's logits for every row of a token table: (N, L) of float32 in the table's order."""
     import numpy as np
+
+    logits = logits_of_rows(model, task, table, batch_size, pad_token_id)
+    return np.stack(logits) if logits else np.empty((0, model.config.num_labels), dtype=np.float32)
+
+
+def logits_of_rows(model: Any, task: TaskType, table: pa.Table, batch_size: int, pad_token_id: int) -> list[np.ndarray]:
+    """The model's logits for every row of a token table, in its order: (L,), or (T, L) where each token has its own, T
+    as long as the longest row of its batch.
+
+    Rows are computed sorted by length, in evaluation mode; the model is left in the mode that it came in.
+    """
     import torch
 
     columns = {name: table.column(name).to_pylist() for name in table.column_names if name != "row_id"}
@@ -133,4 +140,4 @@ def predict(model: Any, task: TaskType, table: pa.Table, batch_size: int, pad_to
             for row, values in zip(batch, output, strict=True):
                 logits[row] = values
     model.train(training)
-    return np.stack(logits) if logits else np.empty((0, model.config.num_labels), dtype=np.float32)
+    return logits
