@@ -159,9 +159,9 @@ def test_a_label_for_each_word_from_lists_and_from_texts(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("text", "tags", "reason", "detail"),
     [
-        (["a", "b"], ["O"], "other_number_of_tags", "label holds 1 tags, expected one for each of the 2 words of text"),
-        (["a b"], ["O"], "other_number_of_tags", "label holds 1 tags, expected one for each of the 2 words of text"),
-        ("", ["O"], "other_number_of_tags", "label holds 1 tags, expected one for each of the 0 words of text"),
+        (["a", "b"], ["O"], "other_number_of_tags", "label holds 1 tags, expected one for each of 2 words"),
+        (["a b"], ["O"], "other_number_of_tags", "label holds 1 tags, expected one for each of 2 words"),
+        ("", ["O"], "other_number_of_tags", "label holds 1 tags, expected one for each of 0 words"),
         ("a  b", ["O", "O", "O"], "empty_word", "word 2 of text is empty, expected words with a single space"),
         (["a", ""], ["O", "O"], "empty_word", "word 2 of text is empty"),
         (["a", None], ["O", "O"], "empty_word", "word 2 of text is empty"),
@@ -209,7 +209,7 @@ CLASSES: TaskType = Task(TaskParams(type="text_classification", labels=["neg", "
         (
             score(),
             {"target_column": "u", "label_column": "y"},
-            "s has target_column, but a row of score has no target.",
+            "s has target_column, but a row of score has no",
         ),
         (
             chat(),
