@@ -1,5 +1,7 @@
 """Measure bias in the training rows: class balance, and labels by group of each sensitive feature.
 
+Both are of labels that name a row as a whole. Of numbers, of words' labels and of rows without labels neither is told.
+
 Reads   paths.prepared    train.parquet
 Report  paths.reports/audit_data.json
 
@@ -27,7 +29,7 @@ from tunewright.privacy import mask
 from tunewright.report import Report
 from tunewright.stage import Dep, Key, Paths, run_stage
 from tunewright.statistics import newcombe_interval
-from tunewright.task import TaskType
+from tunewright.task import NAMED, TaskType
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -128,11 +130,12 @@ def run(
     privacy: Annotated[Any, Key("prepare.privacy")],
 ) -> AuditDataReport:
     """Measure, and judge each group by the limits of the section."""
-    if params.favourable_label is not None and params.favourable_label not in task.params.labels:
-        raise UserError(
-            f"audit_data.favourable_label: found {params.favourable_label!r}; "
-            f"task.labels are {', '.join(task.params.labels)}."
-        )
+    faults = check(params, task)
+    if faults:
+        raise UserError("\n".join(faults))
+    if task.label_kind not in NAMED:
+        finding = _not_assessed("no label names a row as a whole, so no group is compared", "labels that do")
+        return AuditDataReport(label_counts={}, label_shares={}, features={}, findings=[finding])
     train = read_parquet(paths.prepared / "train.parquet")
     labels = train.column("label").to_pylist()
     counts = Counter(chain.from_iterable(labels) if task.label_kind == "set" else labels)
@@ -142,22 +145,32 @@ def run(
     features = {name: _feature(name, train, params, task, paths, masked) for name in named}
     findings = [finding for name, feature in features.items() for finding in _findings(name, feature, params)]
     if not features:
-        findings.append(
-            Finding(
-                rule="audit_data.sensitive_features",
-                verdict="not_assessed",
-                found="a row may have several labels, for which no group is compared"
-                if task.label_kind == "set"
-                else "no sensitive feature is named, so no group was compared",
-                expected="at least one column of ingest.sources[].keep_columns",
-            )
-        )
+        several = "a row may have several labels, for which no group is compared"
+        unnamed = "no sensitive feature is named, so no group was compared"
+        found = several if task.label_kind == "set" else unnamed
+        findings.append(_not_assessed(found, "at least one column of ingest.sources[].keep_columns"))
     return AuditDataReport(
-        label_counts={label: counts[label] for label in task.params.labels},
-        label_shares={label: counts[label] / max(len(labels), 1) for label in task.params.labels},
+        label_counts={label: counts[label] for label in task.label_names},
+        label_shares={label: counts[label] / max(len(labels), 1) for label in task.label_names},
         features=features,
         findings=findings,
     )
+
+
+def check(params: AuditDataParams, task: TaskType) -> list[str]:
+    """What can be seen wrong before anything runs (`tunewright check`): a favourable label that the task has not."""
+    label = params.favourable_label
+    if label is None or (task.label_kind in NAMED and label in task.label_names):
+        return []
+    if task.label_kind in NAMED:
+        known = f"task.labels are {', '.join(task.label_names)}."
+    else:
+        known = f"no label names a row of {task.params.type} as a whole. Expected null, and no sensitive_features."
+    return [f"audit_data.favourable_label: found {label!r}; {known}"]
+
+
+def _not_assessed(found: str, expected: str) -> Finding:
+    return Finding(rule="audit_data.sensitive_features", verdict="not_assessed", found=found, expected=expected)
 
 
 def _feature(
@@ -200,7 +213,7 @@ def _feature(
         found = Counter(compress(labels, inside))
         groups[group] = GroupMeasures(
             rows=sizes[group],
-            label_counts={label: found[label] for label in task.params.labels},
+            label_counts={label: found[label] for label in task.label_names},
             mean_characters=sum(compress(lengths, inside)) / sizes[group],
         )
     enough = [group for group in groups if group != reference and sizes[group] >= params.min_group_size]

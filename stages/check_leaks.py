@@ -7,7 +7,8 @@ Four measures. Contamination: how much of each validation and test row stands in
 names: whether a label's own name stands in the texts of that label. Words: whether a single word gives a label away.
 Metadata: how well a model does that sees everything about a row but its words.
 
-The first reads every row, in pieces; the others look at up to SAMPLE rows of a split, at even steps.
+The first reads every row, in pieces; the others look at up to SAMPLE rows of a split, at even steps, and only where a
+label names a row as a whole.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from tunewright.privacy import mask
 from tunewright.report import Report
 from tunewright.stage import Dep, Key, Paths, run_stage
 from tunewright.statistics import Estimate, bootstrap, error_reduction, mean, newcombe_interval
-from tunewright.task import TaskType
+from tunewright.task import NAMED, TaskType
 from tunewright.words import words
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ COUNTS = {
     "symbols": r"\p{S}",
     "line_breaks": r"\n",
 }
+COUNTED = tuple(f"text.{count}" for count in ("characters", *COUNTS))
 
 
 class CheckLeaksParams(Section):
@@ -163,7 +165,7 @@ class CheckLeaksReport(Report):
 
     contamination: dict[str, Contamination]
     label_names: list[Tell]
-    """One a label."""
+    """One a label; none where labels are no names of a row as a whole."""
     words: list[Tell]
     """Those beyond `word_warn`, the strongest first; no other word is written down."""
     metadata: MetadataReport | None
@@ -199,16 +201,26 @@ def run(
     privacy: Annotated[Any, Key("prepare.privacy")],
 ) -> CheckLeaksReport:
     """Measure, and judge each measure by the limits of the section."""
-    names: list[str] = task.params.labels
+    names = task.label_names
     masked = partial(mask, params=privacy)
-    train = _sample(paths.prepared / "train.parquet", names, task.columns, masked)
-    unknown = sorted(set(params.accepted_features) - train.metadata.keys())
+    with open_parquet(paths.prepared / "train.parquet") as file:
+        features = [*_metadata_columns(file.schema_arrow.names, task.columns), *COUNTED]
+    unknown = sorted(set(params.accepted_features) - set(features))
     if unknown:
         raise UserError(
             f"check_leaks.accepted_features: found {', '.join(unknown)}; the features of {paths.prepared} are "
-            f"{', '.join(train.metadata)}. Remove it, or name the column in ingest.sources[].keep_columns."
+            f"{', '.join(features)}. Remove it, or name the column in ingest.sources[].keep_columns."
         )
     contamination = _contamination(paths.prepared, params, masked)
+    findings = [_contamination_finding(split, found, params) for split, found in contamination.items()]
+    limits = params.model_dump(include={*LIMITS})
+    if task.label_kind not in NAMED:
+        if task.label_kind != "none":
+            findings.append(_unnamed_finding(params))
+        return CheckLeaksReport(
+            contamination=contamination, label_names=[], words=[], metadata=None, limits=limits, findings=findings
+        )
+    train = _sample(paths.prepared / "train.parquet", names, task.columns, masked)
     label_names = _label_names(train, names, params)
     tells, strongest = _tells(train, names, params)
     metadata = None
@@ -220,9 +232,9 @@ def run(
         label_names=label_names,
         words=tells[:SHOWN],
         metadata=metadata,
-        limits=params.model_dump(include={*LIMITS}),
+        limits=limits,
         findings=[
-            *(_contamination_finding(split, found, params) for split, found in contamination.items()),
+            *findings,
             _names_finding(label_names, params),
             _words_finding(tells, strongest, params),
             _metadata_finding(metadata, train, params),
@@ -297,6 +309,11 @@ def _pieces(files: Iterable[Path], n: int, hashes: WordHashes, most: int) -> Ite
         yield first, *map(np.concatenate, zip(*held, strict=True)), rows
 
 
+def _metadata_columns(columns: list[str], task_columns: tuple[str, ...]) -> list[str]:
+    """The columns that say something of a row beside its text, its target and its label."""
+    return [name for name in columns if name not in ("row_id", *task_columns)]
+
+
 def _sample(path: Path, names: list[str], task_columns: tuple[str, ...], masked: Callable[[str], str]) -> Sample:
     """Up to SAMPLE rows of a split, at even steps over its file; words are those of the masked text."""
     import numpy as np
@@ -305,14 +322,14 @@ def _sample(path: Path, names: list[str], task_columns: tuple[str, ...], masked:
 
     with open_parquet(path) as file:
         schema = file.schema_arrow
-        columns = [name for name in schema.names if name not in ("row_id", *task_columns)]
+        columns = _metadata_columns(schema.names, task_columns)
         every = max(1, math.ceil(file.metadata.num_rows / SAMPLE))
         sample = Sample(
             several_labels=not pa.types.is_string(schema.field("label").type),
             labels=np.zeros((math.ceil(file.metadata.num_rows / every), len(names)), bool),
             named=np.zeros((math.ceil(file.metadata.num_rows / every), len(names)), bool),
             label_words=[Counter() for _ in names],
-            metadata={name: [] for name in (*columns, *(f"text.{count}" for count in ("characters", *COUNTS)))},
+            metadata={name: [] for name in (*columns, *COUNTED)},
         )
         index = {name: place for place, name in enumerate(names)}
         name_of = _Names(names)
@@ -605,6 +622,17 @@ def _metadata_finding(found: MetadataReport | None, train: Sample, params: Check
         found=told,
         expected="share of the majority class's errors that metadata avoid, by the interval's lower end",
         without="not_assessed" if train.several_labels else "insufficient",
+    )
+
+
+def _unnamed_finding(params: CheckLeaksParams) -> Finding:
+    return _finding(
+        "metadata",
+        params,
+        None,
+        found="no label names a row as a whole, so names, words and metadata are not held against it",
+        expected="share of the majority class's errors that metadata avoid, by the interval's lower end",
+        without="not_assessed",
     )
 
 

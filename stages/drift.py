@@ -5,7 +5,8 @@ Reads   paths.prepared         Parquet, one file a split; all splits together
 Writes  paths.drift_plots      lengths.csv and measures.csv, for `dvc plots`
 Report  paths.reports/drift.json: the profile of these rows, and what differs
 
-Rows are read in batches and only counted. No text is written anywhere: see tunewright/drift.py.
+Rows are read in batches and only counted. No text is written anywhere: see tunewright/drift.py. Of labels that are
+numbers, the shares are those of bins that each hold a tenth of the accepted rows.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from tunewright.drift import LENGTH_EDGES, Counts, Profile, Profiler, read_accepted
 from tunewright.errors import UserError
-from tunewright.files import atomic_folder, sha256_tree
+from tunewright.files import atomic_folder, open_parquet, sha256_tree
 from tunewright.gates import Finding, Verdict
 from tunewright.params import Section
 from tunewright.privacy import mask
@@ -29,6 +30,7 @@ from tunewright.stage import Dep, Key, Out, Paths, run_stage
 from tunewright.statistics import jensen_shannon_divergence, population_stability_index, psi_by_chance
 
 SPLITS = ("train", "validation", "test")
+ROW = ("source", "text", "label", "target")  # as Profiler.add takes them
 CHANCE = 0.999
 """A measure beyond its limit is drift only where chance alone would give less with this probability: so high, because
 several measures of several sources are judged at once."""
@@ -102,7 +104,8 @@ class Part(BaseModel):
     words: list[WordShift]
     """Those whose share of rows moved most."""
     shifts: dict[str, Shift | None]
-    """label shares, lengths, vocabulary; None where one side has nothing to count."""
+    """label shares, lengths, target lengths, vocabulary, as far as rows have them; None where one side has nothing to
+    count."""
 
 
 class Comparison(BaseModel):
@@ -133,10 +136,17 @@ def run(paths: DriftPaths, params: DriftParams, privacy: Annotated[Any, Key("pre
     """Count the rows, compare, and judge each measure by the limits of the section."""
     accepted = read_accepted(paths.drift_reference)
     profiler = Profiler(partial(mask, params=privacy))
-    for source, text, labels in _rows(paths.prepared):
-        profiler.add(source, text, labels)
+    for row in _rows(paths.prepared):
+        profiler.add(*row)
     profile = profiler.profile(params.min_word_rows)
-    comparison = _compared(accepted, profile) if accepted is not None else None
+    with open_parquet(paths.prepared / "train.parquet") as file:
+        columns = file.schema_arrow.names
+    measures = _measures(columns, [profile, accepted] if accepted is not None else [profile])
+    comparison = None
+    if accepted is not None:
+        numbers = accepted.label_edges is not None and profile.label_edges is not None
+        now = profiler.profile(params.min_word_rows, accepted.label_edges) if numbers else profile
+        comparison = _compared(accepted, now, measures)
     with atomic_folder(paths.drift_plots) as folder:
         _write_plots(folder, profile, comparison)
     return DriftReport(
@@ -144,12 +154,14 @@ def run(paths: DriftPaths, params: DriftParams, privacy: Annotated[Any, Key("pre
         profile=profile,
         comparison=comparison,
         limits=params.model_dump(include={"psi_warn", "psi_fail", "js_warn", "js_fail"}),
-        findings=_findings(comparison, params) if comparison else _unassessed(paths.drift_reference),
+        findings=_findings(comparison, params, measures)
+        if comparison
+        else _unassessed(paths.drift_reference, measures),
     )
 
 
-def _rows(prepared: Path) -> Iterator[tuple[str, str, list[str]]]:
-    """Source, text and labels of every prepared row."""
+def _rows(prepared: Path) -> Iterator[tuple[str, str, Any, str | None]]:
+    """Source, text, label and target of every prepared row; None for what rows have not."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -157,22 +169,44 @@ def _rows(prepared: Path) -> Iterator[tuple[str, str, list[str]]]:
         path = prepared / f"{split}.parquet"
         try:
             with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(batch_size=8192, columns=["source", "text", "label"]):
-                    for source, text, label in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                        yield source, text, label if isinstance(label, list) else [label]
+                columns = [name for name in ROW if name in file.schema_arrow.names]
+                for batch in file.iter_batches(batch_size=8192, columns=columns):
+                    nothing = [None] * len(batch)
+                    yield from zip(
+                        *(batch[name].to_pylist() if name in columns else nothing for name in ROW), strict=True
+                    )
         except FileNotFoundError as error:
             raise UserError(f"{path}: not found. Run the stage that writes it: `dvc repro`.") from error
         except pa.ArrowInvalid as error:
             raise UserError(f"{path}: not a readable Parquet file ({error}). Remove it and run `dvc repro`.") from error
 
 
-def _compared(accepted: Profile, now: Profile) -> Comparison:
+def _measures(columns: list[str], profiles: list[Profile]) -> list[str]:
+    """What can be compared: of labels and targets, what rows have, or had when the other data was accepted.
+
+    columns: those of the prepared rows. Labels that are numbers have shares, and are not new or vanished.
+    """
+    counts = [profile.whole() for profile in profiles]
+    labels = "label" in columns or any(found.label_counts for found in counts)
+    numbers = all(profile.label_edges is not None for profile in profiles)
+    targets = "target" in columns or any(found.target_length_counts for found in counts)
+    return [
+        *(["labels"] if labels and not numbers else []),
+        *(["label shares"] if labels else []),
+        "lengths",
+        *(["target lengths"] if targets else []),
+        "vocabulary",
+    ]
+
+
+def _compared(accepted: Profile, now: Profile, measures: list[str]) -> Comparison:
     before, after = accepted.whole(), now.whole()
-    parts = [_part("all rows", after, "all accepted rows", before)]
+    parts = [_part("all rows", after, "all accepted rows", before, measures)]
     if len(now.sources) > 1:
         for name, counts in sorted(now.sources.items()):
             own = accepted.sources.get(name)
-            parts.append(_part(name, counts, "its accepted rows" if own else "all accepted rows", own or before))
+            against = "its accepted rows" if own else "all accepted rows"
+            parts.append(_part(name, counts, against, own or before, measures))
     return Comparison(
         new_labels=sorted(after.label_counts.keys() - before.label_counts.keys()),
         vanished_labels=sorted(before.label_counts.keys() - after.label_counts.keys()),
@@ -183,10 +217,16 @@ def _compared(accepted: Profile, now: Profile) -> Comparison:
     )
 
 
-def _part(name: str, now: Counts, against: str, accepted: Counts) -> Part:
+def _part(name: str, now: Counts, against: str, accepted: Counts, measures: list[str]) -> Part:
     sides = {"accepted": accepted, "now": now}
     labels = sorted(accepted.label_counts.keys() | now.label_counts.keys())
     label_counts = {side: [counts.label_counts.get(label, 0) for label in labels] for side, counts in sides.items()}
+    counted = {
+        "label shares": label_counts,
+        "lengths": {side: counts.length_counts for side, counts in sides.items()},
+        "target lengths": {side: counts.target_length_counts or [] for side, counts in sides.items()},
+        "vocabulary": {side: counts.word_buckets for side, counts in sides.items()},
+    }
     return Part(
         name=name,
         against=against,
@@ -195,9 +235,9 @@ def _part(name: str, now: Counts, against: str, accepted: Counts) -> Part:
         length_shares={side: _shares(counts.length_counts) for side, counts in sides.items()},
         words=_moved_words(accepted, now),
         shifts={
-            "label shares": _shift(label_counts["accepted"], label_counts["now"]),
-            "lengths": _shift(accepted.length_counts, now.length_counts),
-            "vocabulary": _shift(accepted.word_buckets, now.word_buckets),
+            measure: _shift(counts["accepted"], counts["now"])
+            for measure, counts in counted.items()
+            if measure in measures
         },
     )
 
@@ -232,7 +272,7 @@ def _moved_words(accepted: Counts, now: Counts) -> list[WordShift]:
     return moved[:SHOWN_WORDS]
 
 
-def _unassessed(reference: Path) -> list[Finding]:
+def _unassessed(reference: Path, measures: list[str]) -> list[Finding]:
     return [
         Finding(
             rule="paths.drift_reference",
@@ -240,15 +280,17 @@ def _unassessed(reference: Path) -> list[Finding]:
             found=f"{measure}: {reference} holds no accepted data to compare with",
             expected=ACCEPT,
         )
-        for measure in ("labels", "label shares", "lengths", "vocabulary")
+        for measure in measures
     ]
 
 
-def _findings(comparison: Comparison, params: DriftParams) -> list[Finding]:
-    found = [
-        _label_finding("drift.new_labels", comparison.new_labels, params.new_labels),
-        _label_finding("drift.vanished_labels", comparison.vanished_labels, params.vanished_labels),
-    ]
+def _findings(comparison: Comparison, params: DriftParams, measures: list[str]) -> list[Finding]:
+    found = []
+    if "labels" in measures:
+        found = [
+            _label_finding("drift.new_labels", comparison.new_labels, params.new_labels),
+            _label_finding("drift.vanished_labels", comparison.vanished_labels, params.vanished_labels),
+        ]
     for part in comparison.parts:
         found += [_judged(f"{part.name}, {name}", shift, params) for name, shift in part.shifts.items()]
     return found

@@ -68,6 +68,13 @@ def data_findings(limits: Any, reports: Mapping[str, Any]) -> list[Finding]:
         )
     )
     for split, found in reports["prepare"]["splits"].items():
+        if not found["label_shares"]:  # a job whose labels are no names
+            verdict: Verdict = "pass" if found["rows"] else "fail"
+            rows = "1 row" if found["rows"] == 1 else f"{found['rows']} rows"
+            findings.append(
+                Finding(rule="prepare.split", verdict=verdict, found=f"{split}: {rows}", expected="at least one row")
+            )
+            continue
         missing = [label for label, count in found["label_counts"].items() if count == 0]
         gap = max(
             abs(share - reports["prepare"]["label_shares"][label]) for label, share in found["label_shares"].items()
