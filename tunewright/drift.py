@@ -140,7 +140,7 @@ def _edges(numbers: Iterable[array[float]]) -> list[float]:
     """The borders between QUANTILES bins, to six digits, each once."""
     import numpy as np
 
-    found = np.quantile(np.concatenate([*numbers]), np.arange(1, QUANTILES) / QUANTILES)
+    found = np.quantile(np.concatenate([*numbers]), np.arange(1, QUANTILES) / QUANTILES, method="lower")
     return sorted({float(f"{edge:.6g}") for edge in found})
 
 
