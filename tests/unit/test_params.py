@@ -224,10 +224,12 @@ def test_a_fault_in_a_list_of_sections_has_its_own_line(tmp_path: Path) -> None:
         tmp_path,
         ("          max: -0.5", "          max: low"),
         ("      text_column:", "      text_colum: text"),
+        ("      license:", "      licence: MIT"),
     )
     source = "ingest.sources[0]"
     expected = [
-        ("    - name: movie_reviews", f"{source}.text_column: {missing('text of length ≥ 1')}"),
+        ("    - name: movie_reviews", f"{source}.license: {missing('text of length ≥ 1')}"),
+        ("      license:", f"{source}.licence: unknown key. Did you mean `license`?"),
         ("      text_column:", f"{source}.text_colum: unknown key. Did you mean `text_column`?"),
         ("          max: -0.5", f"{source}.label_bins[0].max: found 'low'; expected number, or null."),
     ]
