@@ -121,6 +121,9 @@ def _of_column(column: Column, params: Params | None) -> Iterator[Suggestion]:
     )
     if not column.filled or column.form == "nested":
         return
+    if params is not None and column.name == "label" and not hasattr(params.task, "labels"):
+        yield from _of_numbers(column)
+        return
     if params is not None:
         yield Suggestion("expect_column_values_to_be_of_type", name | {"type_": "str"}, "text, as ingest writes it")
     if params is not None and column.name == "label":
@@ -163,6 +166,16 @@ def _of_ingest(column: Column) -> Iterator[Suggestion]:
     else:
         yield Suggestion("expect_column_values_to_be_of_type", name | {"type_": "int64"}, "a whole number")
         yield Suggestion("expect_column_values_to_be_between", name | {"min_value": 1}, _range(column))
+
+
+def _of_numbers(column: Column) -> Iterator[Suggestion]:
+    """A label that is a number, as ingest writes it."""
+    name = {"column": column.name}
+    yield Suggestion("expect_column_values_to_be_of_type", name | {"type_": "float64"}, "a number, as ingest writes it")
+    low, high = float(column.low or 0.0), float(column.high or 0.0)
+    room = (high - low) / 4
+    wide = {"min_value": low - room, "max_value": high + room}
+    yield Suggestion("expect_column_values_to_be_between", name | wide, _range(column))
 
 
 def _lengths(column: Column) -> Iterator[Suggestion]:

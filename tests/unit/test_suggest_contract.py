@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from flows import contract
 from flows.contract import suggest
 from stages.validate import ValidateParams, ValidatePaths, ValidateReport, run
 from tests.conftest import REPOSITORY
 from tunewright.errors import UserError
-from tunewright.params import load_params
+from tunewright.params import TaskParams, load_params
+from tunewright.profile import profile
+from tunewright.sniff import Described
 from tunewright.task import load_task
 
 Row = dict[str, Any]
@@ -153,3 +156,14 @@ def test_without_rows_it_says_what_to_run(here: Path) -> None:
     (here / "data/ingested.parquet").unlink()
     with pytest.raises(UserError, match=r"ingested\.parquet: not found\. Run `dvc repro ingest` first"):
         suggest(None, write=False)
+
+
+def test_a_label_that_is_a_number_gets_a_range(here: Path) -> None:
+    write([{"text": "a", "label": number / 4} for number in range(-8, 17)])
+    params = load_params().model_copy(update={"task": TaskParams(type="text_regression")})
+    column = profile(Described(here / "data/ingested.parquet", "parquet")).columns["label"]
+    found = {one.type.removeprefix("expect_column_values_to_"): one for one in contract._of_column(column, params)}
+    assert set(found) == {"not_be_null", "be_of_type", "be_between"}
+    assert found["be_of_type"].kwargs["type_"] == "float64"
+    assert found["be_between"].kwargs == {"column": "label", "min_value": -3.5, "max_value": 5.5}
+    assert "-2" in found["be_between"].observed
