@@ -61,7 +61,7 @@ def shorten(folder: Path, max_steps: int) -> None:
     def edit(params: Any) -> None:
         for key in ("max_steps", "eval_steps", "logging_steps"):
             params["finetune"][key] = max_steps
-        params["verdict"].update(min_accuracy=0.0, min_macro_f1=0.0, min_margin_over_baseline=-1.0, max_ece=1.0)
+        params["verdict"].update(min_metrics={}, max_metrics={}, min_margin_over_baseline=None)
 
     change(folder, edit)
 

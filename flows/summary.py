@@ -61,20 +61,20 @@ def success(console: Console) -> None:
     reports = Path(params.paths.reports)
     verdict = _read(reports / "verdict.json")
     evaluate = _read(reports / "evaluate.json")
-    baseline = _read(reports / "baseline.json")
     rows: list[tuple[str, str]] = []
     if findings := verdict.get("findings"):
         kinds = [finding.get("verdict", "?") for finding in findings]
         counts = ", ".join(f"{kinds.count(kind)} {kind.replace('_', ' ')}" for kind in sorted(set(kinds)))
         rows.append(("verdict", f"{'open' if verdict.get('open') else 'closed'} ({counts})"))
-    test = _dig(evaluate, "splits", "test")
-    for name, metric in list((_dig(test, "metrics") or {}).items())[:1]:
+    name, test = evaluate.get("metric"), _dig(evaluate, "splits", "test")
+    if metric := _dig(test, "metrics", str(name)):
         line = f"{name} {_interval(metric)} on {test.get('rows', '?')} rows"
-        opponent = _dig(baseline, "splits", "test", "metrics", name, "value")
-        if isinstance(opponent, int | float):
-            line += f"; baseline {opponent:.4f}"
-        if margin := evaluate.get("margin_over_baseline"):
-            line += f"; margin {_interval(margin, signed=True)}"
+        for other, stage, word in (("baseline", "baseline", "baseline"), ("base", "evaluate_base", "base model")):
+            opponent = _dig(_read(reports / f"{stage}.json"), "splits", "test", "metrics", str(name), "value")
+            if isinstance(opponent, int | float):
+                line += f"; {word} {opponent:.4f}"
+            if margin := evaluate.get(f"margin_over_{other}"):
+                line += f"; margin {_interval(margin, signed=True)}"
         rows.append(("test", line))
     for label, path in (
         ("model", Path(params.paths.tuned_model)),

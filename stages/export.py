@@ -3,7 +3,8 @@
 Reads   paths.tuned_model   the model to export
         paths.model_passed  the model gate's pass: nothing is exported that it has not passed
         paths.tokens        test rows to compare logits on
-Writes  paths.export        what plain Transformers opens, model.onnx, and MANIFEST.json: SHA-256 and size of each file
+Writes  paths.export        what plain Transformers opens, model.onnx, and MANIFEST.json: SHA-256 and size of each file;
+                            for a model that writes text a generation_config.json as it was evaluated
 Report  paths.reports/export.json: the files, and how far each form's logits are from the tuned model's
 """
 
@@ -22,11 +23,13 @@ from tunewright.compute import open_tuned, read_tokens
 from tunewright.errors import UserError
 from tunewright.files import atomic_folder, read_json, sha256_file, sha256_tree, write_json
 from tunewright.gates import require_pass
+from tunewright.generation import GenerationParams, generation_config, model_ends
 from tunewright.params import Section
-from tunewright.parity import Form, Parity, outcome, start, write_batches
+from tunewright.parity import Form, Parity, compared_part, outcome, start, write_batches
 from tunewright.report import Report
 from tunewright.stage import Dep, Key, Out, Paths, run_stage
 from tunewright.task import TaskType
+from tunewright.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
     Batch = tuple[dict[str, np.ndarray], np.ndarray]
 
 BATCH_SIZE = 16
+ONNX_KINDS = ("ForSequenceClassification", "ForTokenClassification", "ForMaskedLM")
+"""How the classes of Transformers end that one pass turns from token ids into logits."""
 MANIFEST = "MANIFEST.json"
 
 
@@ -72,13 +77,18 @@ class ExportReport(Report):
 
 
 def run(
-    paths: ExportPaths, params: ExportParams, task: TaskType, num_threads: Annotated[int, Key("num_threads")]
+    paths: ExportPaths,
+    params: ExportParams,
+    task: TaskType,
+    num_threads: Annotated[int, Key("num_threads")],
+    evaluate: Annotated[Any, Key("evaluate")],
 ) -> ExportReport:
     """Export, compare, and only then replace the last export.
 
     Raises
         GateClosed  when the model gate has not passed this very model.
-        UserError   when an exported form's logits differ from the tuned model's by more than parity_atol.
+        UserError   when ONNX is asked for of a kind of model that has none here, or when an exported form's logits
+                    differ from the tuned model's by more than parity_atol.
     """
     model_sha256 = sha256_tree(paths.tuned_model)
     require_pass(paths.model_passed, "model", model_sha256)
@@ -87,12 +97,16 @@ def run(
 
     torch.set_num_threads(num_threads)
     model = open_tuned(task, paths.tuned_model).eval()
+    if params.onnx:
+        _check_has_onnx(model)
     rows = _spread_over_lengths(read_tokens(paths.tokens / "test.arrow"), params.parity_rows)
     # The tuned model's logits come first: the exporter can leave a model in train mode.
     batches = _batches(model, task, rows)
 
     with atomic_folder(paths.export) as folder, tempfile.TemporaryDirectory() as scratch:
         shutil.copytree(paths.tuned_model, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
+        if task.generates:
+            _write_generation_config(model, evaluate.generation or GenerationParams(), folder)
         asked = Path(scratch) / "batches.npz"
         write_batches(asked, batches)
         parity: dict[Form, Parity] = {}
@@ -124,6 +138,14 @@ def run(
     return report
 
 
+def _write_generation_config(model: Any, generation: GenerationParams, folder: Path) -> None:
+    """What `generate` then does without being told: the settings that the model was evaluated with."""
+    from transformers import GenerationConfig
+
+    settings = generation_config(generation, open_tokenizer(folder), model_ends(model))
+    GenerationConfig(**settings).save_pretrained(folder)
+
+
 def _spread_over_lengths(table: Any, count: int) -> list[dict[str, Any]]:
     """At most `count` rows at even steps from the shortest to the longest, both included: many shapes, no chance."""
     if table.num_rows == 0:
@@ -132,9 +154,7 @@ def _spread_over_lengths(table: Any, count: int) -> list[dict[str, Any]]:
     order = sorted(range(table.num_rows), key=lambda row: lengths[row])
     count = min(count, table.num_rows)
     steps = [round(at * (table.num_rows - 1) / max(1, count - 1)) for at in range(count)]
-    rows: list[dict[str, Any]] = (
-        table.select(["input_ids", "labels", "length"]).take([order[at] for at in steps]).to_pylist()
-    )
+    rows: list[dict[str, Any]] = table.drop_columns(["row_id"]).take([order[at] for at in steps]).to_pylist()
     return rows
 
 
@@ -148,11 +168,23 @@ def _batches(model: Any, task: TaskType, rows: list[dict[str, Any]]) -> list[Bat
     batches: list[Batch] = []
     for members in [list(range(count)), [0], [count - 1], *like]:
         inputs = task.collate([rows[at] for at in members], model.config.pad_token_id or 0)
-        inputs.pop("labels")
+        if not model.config.is_encoder_decoder:  # whose decoder reads what it should have written so far
+            inputs.pop("labels")
         with torch.inference_mode():
-            logits = model(**inputs).logits
-        batches.append(({name: value.numpy() for name, value in inputs.items()}, logits.numpy()))
+            logits = model(**inputs).logits.numpy()
+        batches.append(({name: value.numpy() for name, value in inputs.items()}, compared_part(logits)))
     return batches
+
+
+def _check_has_onnx(model: Any) -> None:
+    """Refuse what `_write_onnx` was not made for, before hours of it."""
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    kind = type(plain).__name__
+    if not kind.endswith(ONNX_KINDS):
+        raise UserError(
+            f"export.onnx: the ONNX form of a {kind} is not built here: of an encoder's classifier alone. "
+            "Set export.onnx: false; the safetensors are exported and compared without it."
+        )
 
 
 def _write_onnx(model: Any, example: dict[str, np.ndarray], opset_version: int, path: Path) -> None:

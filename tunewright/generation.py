@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from tunewright.params import Section
+
+if TYPE_CHECKING:
+    from tunewright.tokenizer import ModelTokenizer
 
 Words = list[Annotated[str, Field(min_length=1)]]
 
@@ -25,3 +29,36 @@ class GenerationParams(Section):
     bad_words: Words = Field(default_factory=list)
     choices: Words = Field(default_factory=list)
     max_rows: int | None = Field(default=None, ge=1)
+
+
+def generation_config(
+    params: GenerationParams, tokenizer: ModelTokenizer, model_ends: Sequence[int] = (), end: str = ""
+) -> dict[str, Any]:
+    """The settings as `generation_config.json` holds them.
+
+    model_ends: the ids that the model's own config ends a text with.   end: a token that ends an answer beside them.
+    """
+    backend = tokenizer.backend
+    own = (tokenizer.id_of("eos_token"), backend.token_to_id(end) if end else None)
+    found: dict[str, Any] = {
+        "max_new_tokens": params.max_new_tokens,
+        "do_sample": params.do_sample,
+        "num_beams": params.num_beams,
+        "repetition_penalty": params.repetition_penalty,
+        "eos_token_id": sorted({*model_ends, *(token for token in own if token is not None)}) or None,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bad_words_ids": [backend.encode(word, add_special_tokens=False).ids for word in params.bad_words] or None,
+        "stop_strings": params.stop_strings or None,
+    }
+    if params.do_sample:
+        found |= {key: getattr(params, key) for key in ("temperature", "top_p", "top_k")}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def model_ends(model: Any) -> list[int]:
+    """The ids that a model's own configs end a text with."""
+    found: set[int] = set()
+    for config in (model.config, getattr(model, "generation_config", None)):
+        ids = getattr(config, "eos_token_id", None)
+        found |= set(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    return sorted(found)

@@ -197,9 +197,8 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
         for detail in error.errors():
             location = _location(detail["loc"], raw)
             faults.append((_line_of(location, root), _fault(detail, location, model)))
-    else:
-        for location, fault in _metric_faults(params):
-            faults.append((_line_of(location, root), f"{'.'.join(location)}: {fault}"))
+    for location, fault in _metric_faults(raw):
+        faults.append((_line_of(location, root), f"{'.'.join(location)}: {fault}"))
     if faults or params is None:
         listed = [f"  line {line}: {fault}" for line, fault in sorted(set(faults))]
         count = "1 fault" if len(listed) == 1 else f"{len(listed)} faults"
@@ -207,16 +206,21 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     return params
 
 
-def _metric_faults(params: Any) -> Iterator[tuple[tuple[str, str, str], str]]:
-    """Limits of `verdict` on what is no metric of the task, or on the wrong side of it."""
-    task = importlib.import_module(f"tunewright.task_types.{params.task.type}").Task
+def _metric_faults(raw: dict[str, Any]) -> Iterator[tuple[tuple[str, str, str], str]]:
+    """Limits of `verdict` on what is no metric of the task, or on the wrong side of one."""
+    task, verdict = raw.get("task"), raw.get("verdict")
+    name = task.get("type") if isinstance(task, dict) else None
+    if name not in task_types() or not isinstance(verdict, dict):
+        return
+    found = importlib.import_module(f"tunewright.task_types.{name}").Task
     for key in ("min_metrics", "max_metrics"):
-        for name in getattr(params.verdict, key):
-            if name not in task.metric_names:
-                near = _nearest(name, task.metric_names) or f" It has {', '.join(task.metric_names)}."
-                yield ("verdict", key, name), f"no metric of {params.task.type}.{near}"
-            elif key == "min_metrics" and name in task.lower_is_better:
-                yield ("verdict", key, name), "less of it is better. Put it under verdict.max_metrics."
+        limits = verdict.get(key)
+        for metric in limits if isinstance(limits, dict) else ():
+            if metric not in found.metric_names:
+                near = _nearest(str(metric), found.metric_names) or f" It has {', '.join(found.metric_names)}."
+                yield ("verdict", key, metric), f"no metric of {name}.{near}"
+            elif key == "min_metrics" and metric in found.lower_is_better:
+                yield ("verdict", key, metric), "less of it is better. Put it under verdict.max_metrics."
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Any]:

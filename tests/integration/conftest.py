@@ -102,8 +102,8 @@ PATHS = {
     **dict.fromkeys(
         (
             "hub_data", "quarantine", "data_docs", "drift_reference", "drift_plots", "data_passed", "tokenize_plots",
-            "tuned_model", "curves", "baseline_predictions", "predictions", "evaluate_plots", "report_page",
-            "model_passed", "export",
+            "tuned_model", "curves", "baseline_predictions", "base_predictions", "predictions", "evaluate_plots",
+            "report_page", "model_passed", "export",
         ),
         "unused",
     ),

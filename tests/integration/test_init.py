@@ -91,7 +91,7 @@ def _of_the_tiny_model(params: Any) -> None:
     params["finetune"].update(learning_rate=1e-3, max_steps=30, eval_steps=10, logging_steps=5)
     params["baseline"].update(ngram_range=[1], C=[1.0])
     params["evaluate"]["bootstrap_samples"] = 200
-    params["verdict"].update(min_accuracy=0.1, min_macro_f1=0.1, min_margin_over_baseline=-1.0, max_ece=1.0)
+    params["verdict"].update(min_metrics={"accuracy": 0.1}, max_metrics={}, min_margin_over_baseline=-1.0)
     params["export"]["parity_rows"] = 8
 
 
@@ -104,6 +104,6 @@ def test_the_guesses_let_a_first_run_pass(clone: Project, tweets: Path) -> None:
     (accuracy,) = (
         finding["found"]
         for finding in read_json(clone.root / "reports/verdict.json")["findings"]
-        if finding["rule"] == "verdict.min_accuracy"
+        if finding["rule"] == "verdict.min_metrics.accuracy"
     )
     assert float(accuracy.split()[0]) > 0.9

@@ -29,6 +29,7 @@ ORDER = [
     "tokenize",
     "finetune",
     "baseline",
+    "evaluate_base",
     "evaluate",
     "verdict",
     "report",
@@ -38,6 +39,7 @@ ORDER = [
 STAGES = set(ORDER)
 FROM_VERDICT = {"verdict", "report", "gate_model", "export"}
 FROM_FINETUNE = {"finetune", "evaluate", *FROM_VERDICT}
+FROM_TOKENIZE = {"tokenize", "evaluate_base", *FROM_FINETUNE}
 FROM_PREPARE = STAGES - {"fetch_data", "ingest", "validate", "fetch_model"}
 
 
@@ -126,8 +128,10 @@ CHANGES = [
     Change("learning rate", set_param("finetune", learning_rate=2e-3), "finetune.learning_rate", FROM_FINETUNE),
     Change("split seed", set_param("prepare", split_seed=1), "prepare.split_seed", FROM_PREPARE),
     Change("one changed label", flip_one_label, "data/raw/movie_reviews", STAGES - {"fetch_data", "fetch_model"}),
-    Change("max_length", set_param("tokenize", max_length=40), "tokenize.max_length", {"tokenize", *FROM_FINETUNE}),
-    Change("a gate's threshold", set_param("verdict", min_accuracy=0.2), "verdict.min_accuracy", FROM_VERDICT),
+    Change("max_length", set_param("tokenize", max_length=40), "tokenize.max_length", FROM_TOKENIZE),
+    Change(
+        "a gate's threshold", set_param("verdict", min_metrics={"accuracy": 0.2}), "verdict.min_metrics", FROM_VERDICT
+    ),
     # Its outputs are the same bytes as before, so nothing below it runs.
     Change(
         "a line of a stage's code",
@@ -141,7 +145,7 @@ CHANGES = [
         "a pin in requirements/train.txt",
         edit_text("requirements/train.txt", "datasets==", "# pinned again\ndatasets=="),
         "requirements/train.txt",
-        {"fetch_data", "fetch_model", "tokenize", "finetune", "evaluate", "report", "export"},
+        {"fetch_data", "fetch_model", "tokenize", "finetune", "evaluate_base", "evaluate", "report", "export"},
     ),
 ]
 
@@ -169,10 +173,10 @@ def test_the_table_of_the_docs_is_what_was_seen(table):
 
 
 def test_an_edit_taken_back_is_restored_from_the_cache(ran):
-    set_param("verdict", min_accuracy=0.1)(ran)
+    set_param("verdict", min_metrics={"accuracy": 0.1})(ran)
     ran.forget_runs()
     printed = ran.tunewright("run").stdout
-    set_param("verdict", min_accuracy=0.2)(ran)
+    set_param("verdict", min_metrics={"accuracy": 0.2})(ran)
     printed = ran.tunewright("run").stdout
     assert "restored" in printed
     assert not ran.ran() & {"finetune", "evaluate"}
@@ -184,21 +188,21 @@ class TestClosedGates:
     @pytest.fixture(scope="class")
     def closed(self, ran: Project) -> Iterator[tuple[Project, str]]:
         good = sha256_tree(ran.root / "models/export")
-        set_param("verdict", min_accuracy=0.999, min_macro_f1=0.998)(ran)
+        set_param("verdict", min_metrics={"accuracy": 0.999, "macro_f1": 0.998})(ran)
         yield ran, good
-        set_param("verdict", min_accuracy=0.2, min_macro_f1=0.1)(ran)
+        set_param("verdict", min_metrics={"accuracy": 0.2})(ran)
 
     def test_dvc_repro_stops_and_the_page_tells_why(self, closed):
         project, good = closed
         found = project.run("dvc", "repro", check=False)
         assert found.returncode != 0
-        for rule in ("verdict.min_accuracy", "verdict.min_macro_f1"):
+        for rule in ("verdict.min_metrics.accuracy", "verdict.min_metrics.macro_f1"):
             assert rule in found.stderr + found.stdout
         assert "Traceback" not in found.stderr
         assert read_json(project.root / ".tunewright/runs/gate_model.json")["outcome"] == "gate_closed"
         assert read_json(project.root / "reports/verdict.json")["open"] is False
         page = (project.root / "reports/report.html").read_text(encoding="utf-8").replace("<wbr>", "")
-        assert "The gate is closed" in page and "verdict.min_accuracy" in page
+        assert "The gate is closed" in page and "verdict.min_metrics.accuracy" in page
         assert not (project.root / "reports/model.passed").exists()
         assert sha256_tree(project.root / "models/export") == good
 
@@ -220,7 +224,7 @@ class TestClosedGates:
         project, good = closed
         found = project.tunewright("run", check=False)
         assert found.returncode == 3
-        assert "verdict.min_accuracy" in found.stdout and "Traceback" not in found.stdout + found.stderr
+        assert "verdict.min_metrics.accuracy" in found.stdout and "Traceback" not in found.stdout + found.stderr
         assert sha256_tree(project.root / "models/export") == good
 
 

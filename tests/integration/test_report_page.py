@@ -95,7 +95,7 @@ def test_a_hostile_page_neither_runs_nor_asks(tmp_path, asked):
 
 @pytest.mark.parametrize(("gate_open", "tint"), [(True, GOOD_TINT), (False, BAD_TINT)])
 def test_the_verdict_is_seen_at_once_on_a_screen_and_on_a_telephone(tmp_path, gate_open, tint):
-    findings = FINDINGS if gate_open else [*FINDINGS, finding("verdict.max_ece", "fail")]
+    findings = FINDINGS if gate_open else [*FINDINGS, finding("verdict.max_metrics.ece", "fail")]
     page, _ = make_page(tmp_path, findings=findings, gate_open=gate_open)
     other = BAD_TINT if gate_open else GOOD_TINT
     for width in (1200, 500):

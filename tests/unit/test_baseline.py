@@ -46,7 +46,7 @@ def measure(
     paths: BaselinePaths, ngram_range: list[int] | None = None, strengths: list[float] | None = None, min_df: int = 1
 ) -> BaselineReport:
     params = BaselineParams(ngram_range=ngram_range or [1], C=strengths or [1.0], min_df=min_df, sublinear_tf=True)
-    return run(paths, params, TASK, seed=0, bootstrap_samples=200, confidence_level=0.95)
+    return run(paths, params, TASK, seed=0, bootstrap_samples=200, calibration_bins=5, confidence_level=0.95)
 
 
 def test_words_that_decide(tmp_path: Path) -> None:
@@ -55,8 +55,9 @@ def test_words_that_decide(tmp_path: Path) -> None:
     assert report.splits["test"].metrics["accuracy"].value == 1.0
     assert report.splits["validation"].metrics["macro_f1"].value == 1.0
     # 10 of 15 rows of train are positive; 2 of 4 rows of test are.
-    assert (report.majority.label, report.majority.test_accuracy) == ("positive", 0.5)
-    assert report.chosen.features == 3
+    assert report.details["references"] == {"majority, “positive”": 0.5}
+    assert report.details["chosen"]["features"] == 3
+    assert report.name == "TF-IDF and logistic regression" and report.applies
     assert report.rows is not None and report.rows.rows_in == 15 + 3 + 4
 
 
@@ -82,24 +83,27 @@ def test_predictions(tmp_path: Path) -> None:
 
 def test_pairs_of_words_are_taken_where_they_decide(tmp_path: Path) -> None:
     report = measure(prepared(tmp_path, PAIRS * 5, PAIRS, PAIRS), ngram_range=[1, 2], strengths=[10.0])
-    assert report.chosen.ngram_range == 2
+    assert report.details["chosen"]["ngram_range"] == 2
     assert report.splits["test"].metrics["accuracy"].value == 1.0
-    assert max(found.validation_accuracy for found in report.candidates if found.ngram_range == 1) <= 0.75
+    assert (
+        max(found["validation_accuracy"] for found in report.details["candidates"] if found["ngram_range"] == 1) <= 0.75
+    )
 
 
 def test_the_choice_is_made_on_validation_alone(tmp_path: Path) -> None:
     swapped = [(text, "positive" if label == "negative" else "negative") for text, label in PAIRS]
     report = measure(prepared(tmp_path, PAIRS * 5, PAIRS, swapped), ngram_range=[1, 2], strengths=[10.0])
-    assert report.chosen.ngram_range == 2
+    assert report.details["chosen"]["ngram_range"] == 2
     assert report.splits["test"].metrics["accuracy"].value == 0.0
 
 
 def test_a_tie_goes_to_the_lower_loss_then_to_the_simpler(tmp_path: Path) -> None:
     # One word a text: longer n-grams add nothing. Every candidate is right everywhere; C = 10 is surer of it.
     report = measure(prepared(tmp_path, WORDS * 5, WORDS, WORDS), ngram_range=[3, 1, 2], strengths=[0.5, 10.0])
-    assert {found.validation_accuracy for found in report.candidates if found.C == 10.0} == {1.0}
-    assert (report.chosen.ngram_range, report.chosen.C) == (1, 10.0)
-    assert len(report.candidates) == 6
+    candidates, chosen = report.details["candidates"], report.details["chosen"]
+    assert {found["validation_accuracy"] for found in candidates if found["C"] == 10.0} == {1.0}
+    assert (chosen["ngram_range"], chosen["C"]) == (1, 10.0)
+    assert len(candidates) == 6
 
 
 def test_three_labels(tmp_path: Path) -> None:
@@ -107,7 +111,7 @@ def test_three_labels(tmp_path: Path) -> None:
     task = Task(TaskParams(type="text_classification", labels=["warm", "neither", "cold"]))
     params = BaselineParams(ngram_range=[1], C=[10.0], min_df=1, sublinear_tf=False)
     paths = prepared(tmp_path, rows * 4, rows, rows)
-    report = run(paths, params, task, seed=0, bootstrap_samples=100, confidence_level=0.95)
+    report = run(paths, params, task, seed=0, bootstrap_samples=100, calibration_bins=5, confidence_level=0.95)
     assert report.splits["test"].metrics["accuracy"].value == 1.0
     assert read_parquet(paths.baseline_predictions).column_names[4:] == [
         "probability_warm",

@@ -71,10 +71,12 @@ def test_summary_tells_the_verdict_and_the_margin(tmp_path: Path, monkeypatch: p
     files = {
         "verdict.json": {"open": True, "findings": [{"verdict": "pass"}, {"verdict": "pass"}, {"verdict": "warn"}]},
         "evaluate.json": {
+            "metric": "accuracy",
             "splits": {"test": {"rows": 1200, "metrics": {"accuracy": metric}}},
             "margin_over_baseline": {"value": 0.03, "low": 0.01, "high": 0.05},
         },
         "baseline.json": {"splits": {"test": {"metrics": {"accuracy": {"value": 0.8412}}}}},
+        "evaluate_base.json": {"applies": False, "splits": {}},
     }
     for name, content in files.items():
         (reports / name).write_text(json.dumps(content))

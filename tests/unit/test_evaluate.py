@@ -12,9 +12,11 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from stages.evaluate import EvaluateParams, EvaluatePaths, EvaluateReport, run
+from stages.evaluate import EvaluatePaths, EvaluateReport, run
 from tunewright.errors import UserError
+from tunewright.evaluation import EvaluateParams
 from tunewright.files import read_parquet, sha256_file, sha256_tree, write_parquet
+from tunewright.predictions import write_predictions
 from tunewright.statistics import wilson_interval
 from tunewright.task_types.text_classification import Task, TaskParams
 
@@ -46,6 +48,7 @@ PARAMS = EvaluateParams(
 def save_model() -> Callable[..., None]:
     """Saves a tiny BERT; `change` may alter its weights first."""
     import torch
+    from tokenizers import Tokenizer, models
     from transformers import BertConfig, BertForSequenceClassification
 
     def save(folder: Path, change: Callable[[Any], None]) -> None:
@@ -63,6 +66,7 @@ def save_model() -> Callable[..., None]:
         with torch.no_grad():
             change(model)
         model.save_pretrained(folder)
+        Tokenizer(models.BPE()).save(str(folder / "tokenizer.json"))
 
     return save
 
@@ -99,6 +103,7 @@ def paths(tmp_path: Path, save_model: Callable[..., None]) -> EvaluatePaths:
         tokens=tmp_path / "tokens",
         prepared=tmp_path / "prepared",
         baseline_predictions=tmp_path / "baseline_predictions.parquet",
+        base_predictions=tmp_path / "base_predictions.parquet",
         predictions=tmp_path / "predictions.parquet",
         evaluate_plots=tmp_path / "plots",
     )
@@ -110,9 +115,16 @@ def paths(tmp_path: Path, save_model: Callable[..., None]) -> EvaluatePaths:
         ("validation-1", "validation", "positive", "positive"),
     ]
     rows += [(f"test-{at}", "test", label, BASELINE[at]) for at, (_, label, _) in enumerate(TEST)]
-    columns = dict(zip(["row_id", "split", "label", "predicted"], zip(*rows, strict=True), strict=True))
-    write_parquet(pa.table(columns), found.baseline_predictions)
+    write_parquet(predictions(rows), found.baseline_predictions)
+    write_predictions({}, found.base_predictions)
     return found
+
+
+def predictions(rows: list[tuple[str, str, str, str]]) -> pa.Table:
+    """row_id, split, label, predicted: as another classifier leaves them, sure by 3/4 of what it says."""
+    columns = dict(zip(["row_id", "split", "label", "predicted"], zip(*rows, strict=True), strict=True))
+    sure = {f"probability_{name}": [0.75 if row[3] == name else 0.25 for row in rows] for name in LABELS}
+    return pa.table({**columns, **sure})
 
 
 def measure(paths: EvaluatePaths, **changes: Any) -> EvaluateReport:
@@ -135,29 +147,40 @@ def test_metrics_by_hand(paths: EvaluatePaths) -> None:
 
 
 def test_classes_confusion_and_reliability(paths: EvaluatePaths) -> None:
-    found = measure(paths).splits["test"]
-    assert found.confusion == [[3, 0], [2, 0]]
-    negative, positive = found.per_class["negative"], found.per_class["positive"]
-    assert (negative.precision, negative.recall, negative.f1, negative.support) == (0.6, 1.0, 0.75, 3)
-    assert (positive.precision, positive.recall, positive.f1, positive.support) == (0.0, 0.0, 0.0, 2)
-    assert [bin_.rows for bin_ in found.reliability] == [0, 0, 0, 5, 0]
-    assert found.reliability[3].accuracy == 0.6
+    found = measure(paths).splits["test"].details
+    assert found["confusion"] == [[3, 0], [2, 0]]
+    assert found["per_class"]["negative"] == {"precision": 0.6, "recall": 1.0, "f1": 0.75, "support": 3}
+    assert found["per_class"]["positive"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 2}
+    assert [bin_["rows"] for bin_ in found["reliability"]] == [0, 0, 0, 5, 0]
+    assert found["reliability"][3]["accuracy"] == 0.6
 
 
 def test_margin_over_the_baseline_is_paired(paths: EvaluatePaths) -> None:
-    margin = measure(paths).margin_over_baseline
+    report = measure(paths)
+    margin = report.margin_over_baseline
+    assert margin is not None and report.margin_over_base is None and report.metric == "accuracy"
     assert margin.value == pytest.approx(3 / 5 - 2 / 5, abs=1e-9)
     # Row by row 0, −1, 1, 1, 0: no resample passes −1 or 1, and one of five rows can decide the sign.
     assert -1 <= margin.low < 0 < margin.high <= 1
     # The model against itself: nothing, in every resample.
     write_parquet(read_parquet(paths.predictions), paths.baseline_predictions)
     itself = measure(paths).margin_over_baseline
-    assert (itself.value, itself.low, itself.high) == (0.0, 0.0, 0.0)
+    assert itself is not None and (itself.value, itself.low, itself.high) == (0.0, 0.0, 0.0)
+
+
+def test_margin_over_the_base_model_and_over_no_baseline(paths: EvaluatePaths) -> None:
+    write_parquet(read_parquet(paths.baseline_predictions), paths.base_predictions)
+    write_predictions({}, paths.baseline_predictions)
+    report = measure(paths)
+    assert report.margin_over_baseline is None
+    assert report.margin_over_base is not None and report.margin_over_base.value == pytest.approx(0.2, abs=1e-9)
 
 
 def test_slices(paths: EvaluatePaths) -> None:
-    slices = measure(paths).slices
-    assert [(found.column, found.slice, found.rows, found.accuracy.value) for found in slices] == [
+    report = measure(paths)
+    slices = report.slices
+    assert report.mean_score == pytest.approx(0.6)
+    assert [(found.column, found.slice, found.rows, found.score.value) for found in slices] == [
         ("text length", "0 to 3", 2, 0.5),
         ("text length", "4 to 7", 1, 1.0),
         # No row of 8 or 9 characters.
@@ -167,15 +190,15 @@ def test_slices(paths: EvaluatePaths) -> None:
         ("genre", "drama", 3, pytest.approx(1 / 3)),
     ]
     assert all(found.insufficient for found in slices)
-    assert (slices[0].accuracy.low, slices[0].accuracy.high) == wilson_interval(1, 2, 0.95)
+    assert (slices[0].score.low, slices[0].score.high) == wilson_interval(1, 2, 0.95)
     assert measure(paths, length_slices=[], slice_columns=[]).slices == []
 
 
 def test_thirty_rows_are_enough_for_a_slice(paths: EvaluatePaths) -> None:
     rows = [("bad", "negative", "drama")] * 30 + [("joy", "positive", "comedy")] * 29
     write_rows(paths, "test", rows)
-    baseline = {"row_id": [f"test-{at}" for at in range(59)], "split": ["test"] * 59, "label": ["negative"] * 59}
-    write_parquet(pa.table(baseline | {"predicted": ["negative"] * 59}), paths.baseline_predictions)
+    baseline = [(f"test-{at}", "test", "negative", "negative") for at in range(59)]
+    write_parquet(predictions(baseline), paths.baseline_predictions)
     slices = measure(paths, length_slices=[]).slices
     assert [(found.slice, found.rows, found.insufficient) for found in slices] == [
         ("comedy", 29, True),
@@ -193,6 +216,7 @@ def test_predictions_and_plots(paths: EvaluatePaths) -> None:
     assert table.schema.field("probability_negative").type == pa.float64()
     assert table.schema.field("logit_negative").type == pa.float32()
     assert table.num_rows == 7
+    assert table["split"].to_pylist() == ["validation"] * 2 + ["test"] * 5
     assert table["predicted"].to_pylist() == ["negative"] * 7
     assert table["probability_negative"].to_pylist() == pytest.approx([0.75] * 7, abs=1e-6)
     confusion = (paths.evaluate_plots / "confusion.csv").read_text().splitlines()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +19,7 @@ from tunewright.task_types.text_classification import Task, TaskParams
 LABELS = ["bad", "good", "mixed"]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "fine", "film", "dull", "play", "long", "##er"]
 TASK = Task(TaskParams(type="text_classification", labels=LABELS))
+EVALUATE = SimpleNamespace(generation=None)
 PARAMS = ExportParams(onnx=True, opset_version=18, parity_rows=20, parity_atol=1e-4)
 
 
@@ -84,7 +86,7 @@ def project(tuned: Path, folder: Path) -> ExportPaths:
 def exported(tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[ExportPaths, dict[str, object]]:
     """One export, for every test that only looks at it."""
     paths = project(tuned, tmp_path_factory.mktemp("project"))
-    return paths, run(paths, PARAMS, TASK, num_threads=1).model_dump(mode="json")
+    return paths, run(paths, PARAMS, TASK, num_threads=1, evaluate=EVALUATE).model_dump(mode="json")
 
 
 def test_each_form_gives_the_tuned_models_logits(exported):
@@ -138,7 +140,7 @@ def test_onnx_takes_any_batch_and_length_and_names_them(exported):
 def test_a_second_export_has_the_same_bytes_and_no_path_of_this_machine(exported, tuned, tmp_path):
     paths, report = exported
     again = project(tuned, tmp_path)
-    assert run(again, PARAMS, TASK, num_threads=1).model_dump(mode="json") == report
+    assert run(again, PARAMS, TASK, num_threads=1, evaluate=EVALUATE).model_dump(mode="json") == report
     assert sha256_tree(again.export) == sha256_tree(paths.export)
     graph = (paths.export / "model.onnx").read_bytes()
     assert b".py" not in graph and str(Path.cwd()).encode() not in graph
@@ -146,7 +148,7 @@ def test_a_second_export_has_the_same_bytes_and_no_path_of_this_machine(exported
 
 def test_without_onnx_only_the_safetensors_are_compared(tuned, tmp_path):
     paths = project(tuned, tmp_path)
-    report = run(paths, PARAMS.model_copy(update={"onnx": False}), TASK, num_threads=1)
+    report = run(paths, PARAMS.model_copy(update={"onnx": False}), TASK, num_threads=1, evaluate=EVALUATE)
     assert set(report.parity) == {"safetensors"} and report.opset_version is None
     assert not (paths.export / "model.onnx").exists()
 
@@ -174,7 +176,7 @@ def test_an_adapter_goes_with_its_model(tuned, tmp_path, way, settings):
     shutil.copytree(tuned, folder, ignore=shutil.ignore_patterns("config.json", "model.safetensors"))
     tuning.save(model, TASK, folder, tuned, chosen)
     paths = project(folder, tmp_path)
-    report = run(paths, PARAMS, TASK, num_threads=1)
+    report = run(paths, PARAMS, TASK, num_threads=1, evaluate=EVALUATE)
     assert report.parity["safetensors"].max_abs_difference == 0.0
     assert report.parity["onnx"].max_abs_difference < 1e-5
     assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} < set(report.files)
@@ -187,10 +189,10 @@ def test_a_model_that_the_gate_did_not_pass_is_not_exported(tuned, tmp_path):
     config = paths.tuned_model / "config.json"
     config.write_text(config.read_text().replace('"bad"', '"worse"'))
     with pytest.raises(GateClosed, match="passed another model"):
-        run(paths, PARAMS, TASK, num_threads=1)
+        run(paths, PARAMS, TASK, num_threads=1, evaluate=EVALUATE)
     paths.model_passed.unlink()
     with pytest.raises(GateClosed, match="closed"):
-        run(paths, PARAMS, TASK, num_threads=1)
+        run(paths, PARAMS, TASK, num_threads=1, evaluate=EVALUATE)
     assert not paths.export.exists()
 
 
@@ -208,7 +210,7 @@ def test_an_export_that_differs_is_refused_and_the_last_one_stays(tuned, tmp_pat
 
     params = PARAMS.model_copy(update={"onnx": False})
     with pytest.raises(UserError, match=r"safetensors are .* away .* expected at most export.parity_atol: 0.0001"):
-        run(paths, params, Dropping(TASK.params), num_threads=1)
+        run(paths, params, Dropping(TASK.params), num_threads=1, evaluate=EVALUATE)
     assert [found.name for found in tmp_path.glob("export/*")] == ["old"]
     assert not list(tmp_path.glob(".export*"))
 

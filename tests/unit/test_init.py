@@ -98,7 +98,7 @@ def test_a_csv_file_with_every_kind_of_column(here: Path, tmp_path: Path) -> Non
     assert (params["validate"]["min_rows"], params["validate"]["max_rows"]) == (2700, 30_000)
     assert params["audit_data"]["sensitive_features"] == []
     # Two of three rows are ham: 0.667 and a tenth of the rest.
-    assert params["verdict"]["min_accuracy"] == 0.7
+    assert params["verdict"]["min_metrics"] == {"accuracy": 0.7, "macro_f1": 0.46}
     assert params["paths"]["drift_reference"] == "data/accepted_My_mails.json"
     assert json.loads((here / "data/accepted_My_mails.json").read_text()) == {"accepted": None}
     text = (here / "params.yaml").read_text(encoding="utf-8")

@@ -165,7 +165,29 @@ def test_a_whole_number_stands_for_a_fraction_but_not_the_other_way_round(tmp_pa
             "finetune.freeze_embeddings: found 'no'; expected true or false.",
         ),
         ("  tokens:", "  tokens: ''", "paths.tokens: found ''; expected text of length ≥ 1."),
-        ("  min_accuracy:", "  min_accuracy: 84", "verdict.min_accuracy: found 84; expected number ≥ 0 and ≤ 1."),
+        (
+            "    accuracy:",
+            "    accuracy: high",
+            "verdict.min_metrics.accuracy: found 'high'; expected number.",
+        ),
+        (
+            "    accuracy:",
+            "    acuracy: 0.84",
+            "verdict.min_metrics.acuracy: no metric of text_classification. Did you mean `accuracy`?",
+        ),
+        (
+            "    accuracy:",
+            "    perplexity: 0.84",
+            (
+                "verdict.min_metrics.perplexity: no metric of text_classification. "
+                "It has accuracy, macro_f1, ece, brier, loss."
+            ),
+        ),
+        (
+            "    accuracy:",
+            "    brier: 0.1",
+            "verdict.min_metrics.brier: less of it is better. Put it under verdict.max_metrics.",
+        ),
         # What a section's own rules say.
         (
             "    - positive",

@@ -14,6 +14,7 @@ from stages.baseline import BaselineReport
 from stages.check_leaks import CheckLeaksReport
 from stages.drift import DriftReport
 from stages.evaluate import EvaluateReport
+from stages.evaluate_base import EvaluateBaseReport
 from stages.fetch_model import FetchModelReport
 from stages.finetune import FinetuneParams, FinetuneReport
 from stages.ingest import IngestReport
@@ -127,9 +128,11 @@ def reports(
     split = {
         "rows": 100,
         "metrics": {"accuracy": ACCURACY, **metrics},
-        "per_class": {label: {"precision": 0.9, "recall": 0.8, "f1": 0.847, "support": 50} for label in labels},
-        "confusion": [[47, 3], [9, 41]],
-        "reliability": bins,
+        "details": {
+            "per_class": {label: {"precision": 0.9, "recall": 0.8, "f1": 0.847, "support": 50} for label in labels},
+            "confusion": [[47, 3], [9, 41]],
+            "reliability": bins,
+        },
     }
     lengths = {
         "rows": 100,
@@ -222,16 +225,19 @@ def reports(
             ],
         ),
         "baseline": BaselineReport(
-            candidates=[candidate],
-            chosen=candidate,
-            majority={"label": low, "test_accuracy": 0.5},
-            splits={"test": {"rows": 100, "metrics": {"accuracy": estimate(0.79), "macro_f1": estimate(0.78)}}},
+            name="TF-IDF and logistic regression",
+            details={"candidates": [candidate], "chosen": candidate, "references": {f"majority, “{low}”": 0.5}},
+            splits={"test": {"rows": 100, "metrics": {"accuracy": estimate(0.79), **metrics}}},
         ),
+        "evaluate_base": EvaluateBaseReport(applies=False),
         "evaluate": EvaluateReport(
             model_sha256="d" * 64,
+            metric="accuracy",
             splits={"validation": split, "test": split},
             margin_over_baseline={"value": 0.085, "low": 0.061, "high": 0.109},
-            slices=[{"column": "length", "slice": "0 to 50", "rows": 20, "accuracy": ACCURACY, "insufficient": True}],
+            margin_over_base=None,
+            mean_score=0.875,
+            slices=[{"column": "length", "slice": "0 to 50", "rows": 20, "score": ACCURACY, "insufficient": True}],
         ),
         "verdict": VerdictReport(
             open=gate_open,
@@ -243,7 +249,7 @@ def reports(
     }
 
 
-FINDINGS = [finding("verdict.min_accuracy", "pass"), finding("audit_data.sensitive_features", "not_assessed")]
+FINDINGS = [finding("verdict.min_metrics.accuracy", "pass"), finding("audit_data.sensitive_features", "not_assessed")]
 
 
 def make_page(
@@ -369,8 +375,9 @@ def test_the_figures_stand_on_the_page(tmp_path):
     assert "finetune.learning_rate" in html and "prepare.split.train" in html and "torch" in html
     assert report.sections == list(SECTIONS) and report.examples == 2
     assert report.pictures == [
-        "accuracy", "loss", "confusion", "reliability", "lengths", "labels", "funnel", "slices", "leaks",
+        "compared", "loss", "lengths", "funnel", "labels", "slices", "leaks",
         "drift_measures", "drift_labels", "drift_lengths", "drift_words",
+        "Confusion matrix on test", "Reliability on test: confidence against accuracy",
     ]  # fmt: skip
 
 
@@ -451,7 +458,9 @@ def test_the_surest_errors_of_test_come_first(tmp_path):
     shown = [html.index(text) for text in ("Surest of all.", "Second surest.")]
     assert shown == sorted(shown)
     assert "Third surest." not in html and "Right." not in html  # max_examples is 2
-    assert re.search(r"Surest of all\.</td><td>good</td><td>bad</td><td class=\"n\">0\.9900", html)
+    assert re.search(
+        r"Surest of all\.</td><td class=\"words\">good</td><td class=\"words\">bad</td><td class=\"n\">0\.9900", html
+    )
 
 
 def test_a_long_text_is_cut_and_says_so(tmp_path):

@@ -16,7 +16,9 @@ from tunewright.errors import GateClosed, UserError
 from tunewright.files import read_json, sha256_file, write_json, write_text
 from tunewright.gates import require_pass
 
-PARAMS = VerdictParams(min_accuracy=0.84, min_macro_f1=0.84, min_margin_over_baseline=0.0, max_ece=0.1)
+PARAMS = VerdictParams(
+    min_metrics={"accuracy": 0.84, "macro_f1": 0.84}, max_metrics={"ece": 0.1}, min_margin_over_baseline=0.0
+)
 MODEL = "5" * 64
 
 
@@ -41,15 +43,18 @@ def reports() -> dict[str, Any]:
         "drift": {"findings": [{"rule": "drift.psi_fail", "verdict": "pass", "found": "0.01", "expected": "0.1"}]},
         "check_leaks": {"findings": []},
         "baseline": {"splits": {"test": {"metrics": {"accuracy": estimate(0.79)}}}},
+        "evaluate_base": {"applies": False, "splits": {}},
         "evaluate": {
             "model_sha256": MODEL,
+            "metric": "accuracy",
             "splits": {"test": {"metrics": metrics}},
             "margin_over_baseline": estimate(0.08, 0.02),
+            "margin_over_base": None,
         },
     }
 
 
-def judge(folder: Path, found: dict[str, Any], require_assessed: bool = False, **params: float) -> VerdictReport:
+def judge(folder: Path, found: dict[str, Any], require_assessed: bool = False, **params: Any) -> VerdictReport:
     paths = VerdictPaths(**{f"{stage}_report": folder / f"{stage}.json" for stage in found})
     for stage, report in found.items():
         write_json(folder / f"{stage}.json", report)
@@ -67,7 +72,7 @@ def test_every_rule_holds(tmp_path: Path) -> None:
     assert report.counts == {"pass": 8, "warn": 0, "fail": 0, "insufficient": 0, "not_assessed": 1}
     assert report.judged == {"model": MODEL}
     by_rule = {finding.rule: finding for finding in report.findings}
-    assert by_rule["verdict.min_accuracy"].found == "0.8700 [0.8600, 0.8800] on test"
+    assert by_rule["verdict.min_metrics.accuracy"].found == "0.8700 [0.8600, 0.8800] on test"
     margin = by_rule["verdict.min_margin_over_baseline"]
     assert margin.found == "0.0800 [0.0600, 0.1000]: accuracy 0.8700 against 0.7900 on test"
     assert margin.expected == "the whole interval above 0.0"
@@ -77,19 +82,19 @@ def test_all_violations_stand_in_one_verdict(tmp_path: Path) -> None:
     found = reports()
     found["validate"]["expectations"][0]["success"] = False
     found["prepare"]["rows"]["rows_kept"] = 70
-    report = judge(tmp_path, found, min_accuracy=0.9, max_ece=0.01)
+    report = judge(tmp_path, found, min_metrics={"accuracy": 0.9}, max_metrics={"ece": 0.01})
     assert not report.open
     assert failed(report) == [
         "validate: rows",
         "gate_data.max_dropped_fraction",
-        "verdict.min_accuracy",
-        "verdict.max_ece",
+        "verdict.min_metrics.accuracy",
+        "verdict.max_metrics.ece",
     ]
     assert report.counts["fail"] == 4
 
 
 def test_a_limit_that_is_just_met(tmp_path: Path) -> None:
-    report = judge(tmp_path, reports(), min_accuracy=0.87, min_macro_f1=0.86, max_ece=0.05)
+    report = judge(tmp_path, reports(), min_metrics={"accuracy": 0.87, "macro_f1": 0.86}, max_metrics={"ece": 0.05})
     assert report.open
 
 
@@ -100,6 +105,40 @@ def test_the_whole_margin_must_lie_above_its_limit(tmp_path: Path, limit: float,
     report = judge(tmp_path, found, min_margin_over_baseline=limit)
     margin = next(found for found in report.findings if found.rule == "verdict.min_margin_over_baseline")
     assert margin.verdict == verdict_
+
+
+def test_a_margin_over_what_a_job_does_not_have_is_not_assessed(tmp_path: Path) -> None:
+    found = reports()
+    found["evaluate"]["margin_over_baseline"] = None
+    report = judge(tmp_path, found, min_margin_over_base=0.0)
+    shown = {finding.rule: (finding.verdict, finding.found) for finding in report.findings}
+    assert shown["verdict.min_margin_over_baseline"] == ("not_assessed", "this job has no baseline")
+    assert shown["verdict.min_margin_over_base"] == (
+        "not_assessed",
+        "the untouched base model can't do this job",
+    )
+    assert report.open
+    unasked = judge(tmp_path, found, min_margin_over_baseline=None)
+    assert not [finding for finding in unasked.findings if "margin" in finding.rule]
+
+
+def test_a_margin_over_the_base_model_of_a_metric_of_which_less_is_better(tmp_path: Path) -> None:
+    found = reports()
+    found["evaluate"] |= {
+        "metric": "perplexity",
+        "splits": {"test": {"metrics": {"perplexity": estimate(11.0)}}},
+        "margin_over_base": {"value": 4.0, "low": 3.5, "high": 4.5},
+    }
+    found["evaluate_base"] = {"splits": {"test": {"metrics": {"perplexity": estimate(15.0)}}}}
+    found["baseline"] = {"splits": {"test": {"metrics": {"perplexity": estimate(40.0)}}}}
+    report = judge(tmp_path, found, min_metrics={}, max_metrics={"perplexity": 11.0}, min_margin_over_base=3.0)
+    by_rule = {finding.rule: finding for finding in report.findings}
+    margin = by_rule["verdict.min_margin_over_base"]
+    assert (margin.verdict, margin.found) == (
+        "pass",
+        "4.0000 [3.5000, 4.5000]: perplexity 11.0000 against 15.0000 on test",
+    )
+    assert by_rule["verdict.max_metrics.perplexity"].verdict == "pass"
 
 
 def test_what_was_not_assessed_closes_only_where_params_say_so(tmp_path: Path) -> None:
@@ -119,8 +158,10 @@ def test_a_report_that_is_missing_or_broken(tmp_path: Path) -> None:
         verdict.run(paths, PARAMS, SimpleNamespace())
 
 
-@pytest.mark.parametrize("wrong", [{"min_accuracy": 1.1}, {"max_ece": -0.1}, {"min_margin": 0.0}])
-def test_params_are_bounded(wrong: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "wrong", [{"min_metrics": {"accuracy": "high"}}, {"max_metrics": {"ece": float("nan")}}, {"min_margin": 0.0}]
+)
+def test_params_are_bounded(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         VerdictParams.model_validate(PARAMS.model_dump() | wrong)
 
@@ -149,12 +190,14 @@ def test_an_open_gate_passes_this_model_and_no_other(tmp_path: Path) -> None:
 def test_a_closed_gate_names_every_rule_and_takes_the_old_pass_away(tmp_path: Path) -> None:
     paths = gate(tmp_path, judge(tmp_path, reports()))
     gate_model.run(paths)
-    gate(tmp_path, judge(tmp_path, reports(), min_accuracy=0.9, min_macro_f1=0.9))
+    gate(tmp_path, judge(tmp_path, reports(), min_metrics={"accuracy": 0.9, "macro_f1": 0.9}))
     with pytest.raises(GateClosed) as closed:
         gate_model.run(paths)
     assert "closed by 2 rules" in str(closed.value)
-    assert "verdict.min_accuracy: found 0.8700 [0.8600, 0.8800] on test; expected at least 0.9" in str(closed.value)
-    assert "verdict.min_macro_f1" in str(closed.value)
+    assert "verdict.min_metrics.accuracy: found 0.8700 [0.8600, 0.8800] on test; expected at least 0.9" in str(
+        closed.value
+    )
+    assert "verdict.min_metrics.macro_f1" in str(closed.value)
     assert not paths.model_passed.exists()
 
 
