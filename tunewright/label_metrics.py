@@ -230,4 +230,5 @@ def _binary_losses(predictions: pa.Table, names: Names, actual: np.ndarray) -> n
     probabilities = _columns(predictions, "probability", names)
     assert probabilities is not None  # noqa: S101 - each table of predictions has them
     of_what_is = np.where(actual > 0, probabilities, 1 - probabilities)
-    return -np.log(np.maximum(of_what_is, np.finfo(np.float64).tiny))
+    losses: np.ndarray = -np.log(np.maximum(of_what_is, np.finfo(np.float64).tiny))
+    return losses

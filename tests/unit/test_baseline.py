@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -11,6 +12,8 @@ from pydantic import ValidationError
 from stages.baseline import BaselineParams, BaselinePaths, BaselineReport, run
 from tunewright.errors import GateClosed, UserError
 from tunewright.files import read_parquet, sha256_file, sha256_tree, write_json, write_parquet
+from tunewright.task import Baseline
+from tunewright.task_types import multi_label_classification, text_regression
 from tunewright.task_types.text_classification import Task, TaskParams
 
 TASK = Task(TaskParams(type="text_classification", labels=["negative", "positive"]))
@@ -151,3 +154,75 @@ def test_params_are_bounded(wrong: dict[str, object]) -> None:
     BaselineParams.model_validate(right)
     with pytest.raises(ValidationError):
         BaselineParams.model_validate(right | wrong)
+
+
+def test_several_labels_a_row(tmp_path: Path) -> None:
+    task = multi_label_classification.Task(
+        multi_label_classification.TaskParams(
+            type="multi_label_classification", labels=["warm", "bright", "rough", "any"]
+        )
+    )
+    # Each word tells one label, "any" stands in every row, and "rough" in none.
+    words = {"red": ["warm"], "sunny": ["bright"], "red sunny": ["warm", "bright"], "plain": []}
+    paths = prepared(tmp_path, [], [], [])
+    for split, times in {"train": 5, "validation": 1, "test": 1}.items():
+        rows = list(words.items()) * times
+        table = {
+            "row_id": [f"{split}-{at}" for at in range(len(rows))],
+            "text": [text for text, _ in rows],
+            "label": pa.array([[*labels, "any"] for _, labels in rows], pa.list_(pa.string())),
+        }
+        write_parquet(pa.table(table), paths.prepared / f"{split}.parquet")
+    write_json(paths.data_passed, {"prepared": sha256_tree(paths.prepared)})
+    params = BaselineParams(ngram_range=[1], C=[0.001, 100.0], min_df=1, sublinear_tf=False)
+    report = run(paths, params, task, seed=0, bootstrap_samples=100, calibration_bins=5, confidence_level=0.95)
+    assert report.details["chosen"]["C"] == 100.0
+    metrics = report.splits["test"].metrics
+    assert metrics["subset_accuracy"].value == metrics["micro_f1"].value == 1.0
+    # rough is neither there nor predicted, and counts as 0.
+    assert metrics["macro_f1"].value == 0.75
+    # any alone: 4 predicted, all right, of 8 that are there.
+    assert report.details["references"] == {"always “any” alone": pytest.approx(2 * 4 / 12)}
+    found = read_parquet(paths.baseline_predictions).to_pylist()
+    assert found[2]["predicted"] == ["warm", "bright", "any"]
+    assert (found[2]["probability_rough"], found[2]["probability_any"]) == (0.0, 1.0)
+
+
+def test_numbers(tmp_path: Path) -> None:
+    paths = prepared(tmp_path, [], [], [])
+    words = {"poor": 1.0, "fair": 2.0, "good": 4.0}
+    for split, times in {"train": 6, "validation": 1, "test": 1}.items():
+        rows = list(words.items()) * times
+        table = {
+            "row_id": [f"{split}-{at}" for at in range(len(rows))],
+            "text": [text for text, _ in rows],
+            "label": [label for _, label in rows],
+        }
+        write_parquet(pa.table(table), paths.prepared / f"{split}.parquet")
+    write_json(paths.data_passed, {"prepared": sha256_tree(paths.prepared)})
+    params = BaselineParams(ngram_range=[1], C=[0.5, 1000.0], min_df=1, sublinear_tf=False)
+    task = text_regression.Task(text_regression.TaskParams(type="text_regression"))
+    report = run(paths, params, task, seed=0, bootstrap_samples=100, calibration_bins=5, confidence_level=0.95)
+    assert report.details["chosen"]["C"] == 1000.0
+    test = read_parquet(paths.baseline_predictions).to_pylist()[3:]
+    assert [row["predicted"] for row in test] == pytest.approx([1.0, 2.0, 4.0], abs=1e-3)
+    # With α = 1 / (2·0.5) = 1 and six rows a word, each word's effect is 6/7 of its distance from the mean, 7/3.
+    strong = next(found for found in report.details["candidates"] if found["C"] == 0.5)
+    spread = sum((label - 7 / 3) ** 2 for label in words.values()) / 3
+    assert strong["validation_rmse"] == pytest.approx(spread**0.5 / 7, abs=1e-6)
+    assert report.details["references"] == {"mean of train, 2.333": pytest.approx(spread**0.5)}
+    assert report.splits["test"].metrics["spearman"].value == pytest.approx(1.0)
+
+
+def test_a_job_without_a_baseline(tmp_path: Path) -> None:
+    class Alone(Task):
+        def baseline(self, *_: Any) -> Baseline:
+            return Baseline(name="", predictions={})
+
+    paths = prepared(tmp_path, WORDS, WORDS, WORDS)
+    params = BaselineParams(ngram_range=[1], C=[1.0], min_df=1, sublinear_tf=True)
+    report = run(
+        paths, params, Alone(TASK.params), seed=0, bootstrap_samples=100, calibration_bins=5, confidence_level=0.95
+    )
+    assert not report.applies and report.splits == {}
+    assert read_parquet(paths.baseline_predictions).num_rows == 0
