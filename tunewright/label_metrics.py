@@ -216,7 +216,8 @@ def _log_probabilities(predictions: pa.Table, names: Names) -> np.ndarray:
         return found
     probabilities = _columns(predictions, "probability", names)
     assert probabilities is not None  # noqa: S101 - each table of predictions has them
-    return np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
+    logs: np.ndarray = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
+    return logs
 
 
 def _binary_losses(predictions: pa.Table, names: Names, actual: np.ndarray) -> np.ndarray:
