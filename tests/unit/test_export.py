@@ -7,13 +7,16 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
 from stages.export import ExportParams, ExportPaths, _check, run
 from tunewright.errors import GateClosed, UserError
 from tunewright.files import sha256_file, sha256_tree, write_json
-from tunewright.parity import compare, write_batches
+from tunewright.generation import GenerationParams
+from tunewright.parity import compare, compared_part, write_batches
+from tunewright.task import TaskType
 from tunewright.task_types.text_classification import Task, TaskParams
 
 LABELS = ["bad", "good", "mixed"]
@@ -56,8 +59,8 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def project(tuned: Path, folder: Path) -> ExportPaths:
-    """A project whose gate has passed the model, with 30 test rows of 2 to 31 tokens."""
+def project(tuned: Path, folder: Path, **more: list[list[int]]) -> ExportPaths:
+    """A project whose gate has passed the model, with 30 test rows of 2 to 31 tokens, and more columns of them."""
     import pyarrow as pa
 
     lengths = [2 + row for row in range(30)]
@@ -67,6 +70,7 @@ def project(tuned: Path, folder: Path) -> ExportPaths:
             "input_ids": pa.array([[4 + at % 7 for at in range(n)] for n in lengths], type=pa.list_(pa.int32())),
             "labels": pa.array([row % 3 for row in range(30)]),
             "length": pa.array(lengths, type=pa.int32()),
+            **more,
         }
     )
     (folder / "tokens").mkdir()
@@ -182,6 +186,58 @@ def test_an_adapter_goes_with_its_model(tuned, tmp_path, way, settings):
     assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} < set(report.files)
     assert ("model.safetensors" in report.files) is (way == "lora")
     assert ("base_model/model.safetensors" in report.files) is (way != "lora")
+
+
+class Writing(TaskType):
+    """A job for an encoder-decoder, as far as its export asks for it."""
+
+    generates: ClassVar[bool] = True
+
+    def load_model(self, folder, settings):
+        from transformers import AutoModelForSeq2SeqLM
+
+        return AutoModelForSeq2SeqLM.from_pretrained(folder, **settings)
+
+    def collate(self, rows, pad_token_id):
+        import torch
+
+        width = max(len(row["input_ids"]) for row in rows)
+        ids = torch.tensor([row["input_ids"] + [pad_token_id] * (width - len(row["input_ids"])) for row in rows])
+        labels = torch.tensor([row["target_ids"] for row in rows])
+        return {"input_ids": ids, "attention_mask": (ids != pad_token_id).long(), "labels": labels}
+
+
+def test_a_model_that_writes_is_compared_by_its_decoder_and_keeps_how_it_writes(tuned, tmp_path):
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(4)
+    config = T5Config(vocab_size=20, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    folder = tmp_path / "t5"
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    for file in tuned.glob("tokenizer*"):
+        shutil.copy(file, folder)
+    paths = project(folder, tmp_path, target_ids=[[2 + row % 7, 9, 1] for row in range(30)])
+    task = Writing(None)
+    with pytest.raises(UserError, match="ONNX form of a T5ForConditionalGeneration is not built here"):
+        run(paths, PARAMS, task, num_threads=1, evaluate=EVALUATE)
+    how = SimpleNamespace(generation=GenerationParams(max_new_tokens=7, num_beams=3, bad_words=["dull"]))
+    report = run(paths, PARAMS.model_copy(update={"onnx": False}), task, num_threads=1, evaluate=how)
+    assert report.parity["safetensors"].max_abs_difference == 0.0
+    written = json.loads((paths.export / "generation_config.json").read_text())
+    assert (written["max_new_tokens"], written["num_beams"], written["eos_token_id"]) == (7, 3, [1])
+    assert [7] in written["bad_words_ids"]  # as its tokenizer has it
+
+
+def test_of_large_logits_positions_at_even_steps_are_compared(monkeypatch):
+    import numpy as np
+
+    logits = np.arange(2 * 10 * 4).reshape(2, 10, 4)
+    assert compared_part(logits) is logits
+    monkeypatch.setattr("tunewright.parity.MAX_LOGITS", 30)
+    found = compared_part(logits)  # 80 numbers: every third position
+    assert found.shape == (2, 4, 4) and (found[:, 1] == logits[:, 3]).all()
+    assert compared_part(logits[:, 0]).shape == (2, 4)
 
 
 def test_a_model_that_the_gate_did_not_pass_is_not_exported(tuned, tmp_path):
