@@ -27,6 +27,7 @@ from tunewright import charts
 from tunewright.drift import LENGTH_EDGES, Profile
 from tunewright.files import read_json, write_json, write_parquet
 from tunewright.params import load_params
+from tunewright.task import TaskType
 from tunewright.task_types.text_classification import Task, TaskParams
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -309,7 +310,11 @@ def write_run(
 
 
 def draw(
-    folder: Path, labels: tuple[str, str] = ("bad", "good"), title: str = "Reviews", max_examples: int = 2
+    folder: Path,
+    labels: tuple[str, str] = ("bad", "good"),
+    title: str = "Reviews",
+    max_examples: int = 2,
+    task: TaskType | None = None,
 ) -> ReportReport:
     """Make the page of what `write_run` has written."""
     given = {name: folder / f"{name.removesuffix('_report')}.json" for name in ReportPaths.model_fields}
@@ -324,7 +329,7 @@ def draw(
     return run(
         ReportPaths(**given),
         ReportParams(title=title, max_examples=max_examples),
-        Task(TaskParams(type="text_classification", labels=list(labels))),
+        task or Task(TaskParams(type="text_classification", labels=list(labels))),
         seed=42,
         num_threads=2,
         split=split,
@@ -384,6 +389,75 @@ def test_the_figures_stand_on_the_page(tmp_path):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     return make_changed_page(tmp_path_factory.mktemp("page"))
+
+
+def test_the_gap_and_the_warnings_of_training_stand_on_the_page(tmp_path):
+    gap = {"step": 20, "train_loss": 0.1, "validation_loss": 0.45, "gap": 0.35}
+    page = make_changed_page(
+        tmp_path, finetune={"gap_at_best": gap, "warnings": ["the kept weights know the rows <by heart>"]}
+    )
+    assert "the best step200.10000.45000.3500" in page.rows
+    assert "the endno loss was logged in so short a training" in page.rows
+    assert "warning</span> <span>the kept weights know the rows &lt;by heart&gt;</span>" in page.html
+
+
+class Writing(TaskType):
+    """A job that writes text, of which the page knows nothing but what `TaskType` says."""
+
+    metric_names = ("chrf", "loss")
+    lower_is_better = frozenset({"loss"})
+    generates = True
+    pretrained = True
+    score_name = "overlap"
+    examples_title = "Worst texts"
+
+    def scores(self, predictions):
+        return predictions["overlap"].to_numpy()
+
+
+def test_a_job_that_writes_shows_source_expected_and_written_against_the_untouched_model(tmp_path):
+    import pyarrow as pa
+
+    write_run(tmp_path)
+    metrics = {"chrf": estimate(41.2, 1.5), "loss": estimate(2.1)}
+    splits = {"test": {"rows": 4, "metrics": metrics, "details": {}}}
+    base = {"test": {**splits["test"], "metrics": {"chrf": estimate(30.0), "loss": estimate(3.0)}}}
+    for stage, change in {
+        "evaluate": {"metric": "chrf", "splits": splits, "margin_over_base": estimate(11.2), "slices": []},
+        "evaluate_base": {"applies": True, "splits": base},
+        "baseline": {"name": "the source as it is", "details": {}, "splits": base},
+    }.items():
+        write_json(tmp_path / f"{stage}.json", read_json(tmp_path / f"{stage}.json") | change)
+    texts = ["un film", "<b>deux", "trois mail jane@example.com", "quatre"]
+    table = {
+        "row_id": ["r0", "r1", "r2", "r3"],
+        "split": ["test"] * 4,
+        "label": texts,
+        "predicted": ["a film", None, "x" * 700, "four"],
+        "overlap": [0.5, None, 0.25, 0.1],  # one was not scored
+    }
+    write_parquet(pa.table(table), tmp_path / "predictions.parquet")
+    report = draw(tmp_path, max_examples=4, task=Writing(TaskParams(type="text_classification", labels=["a", "b"])))
+    page = Page((tmp_path / "report.html").read_text())
+    assert report.examples == 3 and "Worst texts" in page.html
+    found = page.rows[page.rows.index("SourceExpectedWrittenOverlapRow") + 1 :][:3]
+    assert found[0] == "A film.quatrefour0.1000r3"
+    assert f"trois mail [EMAIL_1]{'x' * 600}… (700 characters)0.2500r2" in found[1]
+    assert found[2] == "Right.un filma film0.5000r0"
+    assert "jane" not in page.html
+    assert "chrF on test" in page.html and "Over the untouched base model" in page.html
+    assert "base model 30 (29.98 to 30.02); tuned 41.2 (39.7 to 42.7)" in page.html
+    assert "loss less is better2.1000 [2.0800, 2.1200]3.0000 [2.9800, 3.0200]3.0000 [2.9800, 3.0200]" in page.rows
+    assert "Label shares by split" not in page.html and "the source as it is, on the same rows" in page.html
+
+
+def test_a_job_without_a_baseline_says_so(tmp_path):
+    page = make_changed_page(
+        tmp_path,
+        baseline={"applies": False, "details": {}, "splits": {}},
+        evaluate={"margin_over_baseline": None},
+    )
+    assert "This job has none" in page.html and "Over the baseline" not in page.html
 
 
 def test_every_raw_row_is_accounted_for_in_one_table_and_one_picture(page):
