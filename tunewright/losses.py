@@ -100,13 +100,15 @@ def make_loss(
     """
     problem = getattr(model.config, "problem_type", None)
     classes = problem not in ("regression", "multi_label_classification") and model.config.num_labels > 1
-    if params.loss == "cross_entropy" and params.class_weights == "none" and not weighed_rows:
+    plain = params.loss == "cross_entropy" and params.class_weights == "none" and not weighed_rows
+    if plain and (classes or not params.label_smoothing_factor):
         own = not accumulated or shift or not classes
         return None if own else Loss(smoothing=params.label_smoothing_factor, shift=False)
     if not classes:
         raise UserError(
-            f"finetune: loss, class_weights and sample weights are for one label out of several; this task is "
-            f"{str(problem).replace('_', ' ')}. Set loss: cross_entropy and class_weights: none."
+            "finetune: loss, class_weights, label_smoothing_factor and sample weights are for one label out of several; "
+            f"this task is {str(problem).replace('_', ' ')}. Set loss: cross_entropy, class_weights: none and "
+            "label_smoothing_factor: 0.0."
         )
     return Loss(
         gamma=params.focal_gamma or 0.0,

@@ -94,6 +94,7 @@ def test_the_models_own_loss_is_left_alone_unless_asked():
         ([0, 1], {"class_weights": [1.0]}, "found 1 weights; expected one for each of the 2 labels"),
         ([[0.0, 1.0]], {"class_weights": "balanced", "problem": "multi_label_classification"}, "multi label"),
         ([0.5], {"loss": "focal", "focal_gamma": 1.0, "problem": "regression"}, "this task is regression"),
+        ([0.5], {"label_smoothing_factor": 0.1, "problem": "regression"}, "label_smoothing_factor: 0.0"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(labels, changes, message):
