@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
-from tests.conftest import REPOSITORY, reviews
+from tests.conftest import REPOSITORY, environment, reviews
 from tunewright.files import read_json, read_parquet
 from tunewright.params import load_params
 from tunewright.stage import arguments
@@ -39,8 +40,10 @@ def small(params: dict[str, Any]) -> None:
     params["export"].update(parity_rows=4)
 
 
-def run_all(folder: Path, tiny_model: Path, task: dict[str, Any], source: dict[str, Any], **sections: Any) -> None:
-    """Write params.yaml, and run every stage in this process."""
+def run_all(
+    folder: Path, tiny_model: Path, task: dict[str, Any], source: dict[str, Any], last: str, **sections: Any
+) -> None:
+    """Write params.yaml, and run every stage up to the last one in this process."""
     shutil.copytree(tiny_model, folder / "tiny")
     params = YAML(typ="safe").load(REPOSITORY / "params.yaml")
     small(params)
@@ -52,7 +55,7 @@ def run_all(folder: Path, tiny_model: Path, task: dict[str, Any], source: dict[s
     (folder / "data").mkdir()
     (folder / "data/accepted.json").write_text('{"accepted": null}')
     loaded = load_params()
-    for stage in STAGES:
+    for stage in STAGES[: STAGES.index(last) + 1]:
         run = importlib.import_module(f"stages.{stage}").run
         run(**arguments(run, loaded)).write(loaded.path(f"{stage}_report"))
 
@@ -86,7 +89,7 @@ def test_regression_of_the_rating(here: Path, tiny_model: Path) -> None:
         "label_column": "rating",
     }
     limits = {"max_metrics": {"rmse": 10.0}, "min_metrics": {"spearman": -1.0}, "min_margin_over_baseline": -10.0}
-    run_all(here, tiny_model, {"type": "text_regression"}, source, verdict=limits)
+    run_all(here, tiny_model, {"type": "text_regression"}, source, "gate_model", verdict=limits)
     predictions = read_parquet(here / "reports/predictions.parquet")
     assert predictions.column_names == ["row_id", "split", "label", "predicted"]
     evaluate = read_json(here / "reports/evaluate.json")
@@ -106,8 +109,7 @@ def test_regression_of_the_rating(here: Path, tiny_model: Path) -> None:
     assert "Label shares by split" not in page and "Confusion" not in page
     # Nothing for DVC to draw, and files that it can read all the same.
     assert (here / "reports/plots/evaluate/confusion.csv").read_text() == '"actual","predicted"\n'
-    assert (here / "models/export/model.onnx").is_file()
-    config = read_json(here / "models/export/config.json")
+    config = read_json(here / "models/tuned/config.json")
     assert (config["label_offset"], config["label_scale"]) == (0.0, 1.0)
 
 
@@ -121,7 +123,7 @@ def test_several_labels_a_row(here: Path, tiny_model: Path) -> None:
     (here / "raw/reviews.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     task = {"type": "multi_label_classification", "labels": ["kind", "long", "of a film"]}
     source = {"path": "reviews.jsonl", "format": "jsonl", "id_column": "id", "label_column": "tags"}
-    run_all(here, tiny_model, task, source, verdict={"min_metrics": {"micro_f1": 0.0}})
+    run_all(here, tiny_model, task, source, "export", verdict={"min_metrics": {"micro_f1": 0.0}})
     evaluate = read_json(here / "reports/evaluate.json")
     test = evaluate["splits"]["test"]
     assert set(test["metrics"]) == {"micro_f1", "macro_f1", "subset_accuracy", "loss"}
@@ -134,6 +136,15 @@ def test_several_labels_a_row(here: Path, tiny_model: Path) -> None:
     assert "F1 of each label on test" in page and "micro-F1 on test" in page and "Costliest errors" in page
     assert "Label shares by split" in page and "Confusion" not in page
     assert (here / "models/export/model.onnx").is_file()
+    # DVC has no confusion matrix and no reliability to draw, and draws the rest.
+    shutil.copy(REPOSITORY / "dvc.yaml", here)
+    for command in ("git init --quiet", "dvc init --quiet"):
+        subprocess.run(command.split(), cwd=here, env=environment(), check=True)
+    drawn = subprocess.run(
+        ["dvc", "plots", "show"], cwd=here, env=environment(), capture_output=True, text=True, check=True
+    )
+    assert "failed to load" not in drawn.stdout + drawn.stderr
+    assert "lengths in tokens" in (here / "dvc_plots/index.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.heavy
@@ -149,7 +160,8 @@ def test_one_label_a_row(here: Path, tiny_model: Path) -> None:
         "label_bins": [{"label": "low", "max": -0.5}, {"label": "high", "min": 0.5}],
     }
     task = {"type": "text_classification", "labels": ["low", "high"]}
-    run_all(here, tiny_model, task, source, verdict={"min_metrics": {"accuracy": 0.0}, "max_metrics": {"ece": 1.0}})
+    limits = {"min_metrics": {"accuracy": 0.0}, "max_metrics": {"ece": 1.0}}
+    run_all(here, tiny_model, task, source, "report", verdict=limits)
     found = [row for row in read_parquet(here / "reports/predictions.parquet").to_pylist() if row["split"] == "test"]
     right = sum(row["label"] == row["predicted"] for row in found) / len(found)
     evaluate = read_json(here / "reports/evaluate.json")
