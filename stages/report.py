@@ -206,11 +206,9 @@ def _in_words(metric: str) -> str:
 
 def _shown(task: TaskType, metric: str, value: float, signed: bool = False) -> str:
     """A metric's value, or with a sign a difference of two: in percent (points) where it is a share."""
-    if metric in task.in_percent:
-        text = f"{100 * value:+.1f}" if signed else f"{value:.1%}"
-    else:
-        text = f"{value:+.4g}" if signed else f"{value:.4g}"
-    return text.replace("-", "−")
+    if metric not in task.in_percent:
+        return charts.number(value, "+" if signed else "")
+    return (f"{100 * value:+.1f}" if signed else f"{value:.1%}").replace("-", "−")
 
 
 def _pictures(reports: Mapping[str, Any], steps: list[charts.RowStep], task: TaskType) -> dict[str, str]:

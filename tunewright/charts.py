@@ -70,9 +70,19 @@ class RowStep(NamedTuple):
     left: int
 
 
+def number(value: float, sign: str = "") -> str:
+    """A metric's value: three digits after the point, fewer of a large one.   sign: "+" to show a plus too."""
+    size = abs(value)
+    if 0 < size < 0.001:
+        text = f"{value:{sign}.1g}"
+    else:
+        text = f"{value:{sign},.{3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0}f}"
+    return text.replace("-", "−")
+
+
 def compared(metric: str, rows: Sequence[tuple[str, float, float, float]], in_percent: bool) -> str:
     """One metric with its intervals, one under the other: (name, value, low, high); the last one is ours."""
-    shown: Callable[[float], str] = "{:.1%}".format if in_percent else "{:.4g}".format
+    shown: Callable[[float], str] = "{:.1%}".format if in_percent else number
     with _drawing(0.5 * len(rows) + 0.7, grid="x") as axes:
         names = [row[0] for row in rows]
         for at, (_, value, low, high) in enumerate(rows):
@@ -207,7 +217,7 @@ def label_shares(
 
 def slices(found: Sequence[Mapping[str, Any]], overall: float, score: str, in_percent: bool) -> str:
     """The mean score of each slice with its interval; slices of too few rows are pale."""
-    shown: Callable[[float], str] = "{:.1%}".format if in_percent else "{:.4g}".format
+    shown: Callable[[float], str] = "{:.1%}".format if in_percent else number
     with _drawing(0.38 * len(found) + 1.1, grid="x") as axes:
         line = {"color": SECOND, "linewidth": 1.4, "linestyle": (0, (3, 3))}
         axes.axvline(overall, label=f"all of test, {shown(overall)}", **line)
@@ -449,7 +459,7 @@ def _numbers_on_x(axes: Any, in_percent: bool) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.4g}".replace("-", "−"))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}".replace("-", "−"))
 
 
 def _legend(axes: Any, columns: int) -> None:

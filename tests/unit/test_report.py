@@ -396,8 +396,8 @@ def test_the_gap_and_the_warnings_of_training_stand_on_the_page(tmp_path):
     page = make_changed_page(
         tmp_path, finetune={"gap_at_best": gap, "warnings": ["the kept weights know the rows <by heart>"]}
     )
-    assert "the best step200.10000.45000.3500" in page.rows
-    assert "the endno loss was logged in so short a training" in page.rows
+    assert "best step200.10000.45000.3500" in page.rows
+    assert "endno loss was logged in so short a training" in page.rows
     assert "warning</span> <span>the kept weights know the rows &lt;by heart&gt;</span>" in page.html
 
 
@@ -446,7 +446,7 @@ def test_a_job_that_writes_shows_source_expected_and_written_against_the_untouch
     assert found[2] == "Right.un filma film0.5000r0"
     assert "jane" not in page.html
     assert "chrF on test" in page.html and "Over the untouched base model" in page.html
-    assert "base model 30 (29.98 to 30.02); tuned 41.2 (39.7 to 42.7)" in page.html
+    assert "base model 30.00 (29.98 to 30.02); tuned 41.20 (39.70 to 42.70)" in page.html
     assert "loss less is better2.1000 [2.0800, 2.1200]3.0000 [2.9800, 3.0200]3.0000 [2.9800, 3.0200]" in page.rows
     assert "Label shares by split" not in page.html and "the source as it is, on the same rows" in page.html
 
@@ -619,6 +619,23 @@ def test_links_pictures_and_tables_can_be_found_by_everyone(tmp_path):
 def test_the_same_reports_give_the_same_bytes(tmp_path):
     first, second = (make_page(tmp_path / name)[0].read_bytes() for name in ("one", "two"))
     assert first == second
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.0, "0.000"),
+        (0.86499, "0.865"),
+        (-0.0868, "−0.087"),
+        (0.00002, "2e−05"),
+        (15.236, "15.24"),
+        (215.26, "215.3"),
+        (21526.4, "21,526"),
+    ],
+)
+def test_a_number_is_as_long_as_it_needs_to_be(value, shown):
+    assert charts.number(value) == shown
+    assert charts.number(abs(value), "+").startswith("+")
 
 
 def test_a_picture_takes_its_colours_from_the_page():
