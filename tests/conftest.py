@@ -62,6 +62,54 @@ def make_tiny_model(folder: Path, texts: list[str]) -> None:
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\nA tiny model made by the tests.\n")
 
 
+def make_tiny_decoder(folder: Path, texts: list[str], kind: str, chat_template: str | None = None) -> None:
+    """A GPT-2 or a Llama of two layers with random weights (seeded), tied embeddings, and a byte-level BPE trained on
+    `texts`."""
+    import torch
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    trained = ByteLevelBPETokenizer()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trained.train_from_iterator(texts, vocab_size=600, min_frequency=2, show_progress=False, special_tokens=special)
+    folder.mkdir(parents=True, exist_ok=True)
+    trained.save(str(folder / "tokenizer.json"))
+    end = "<|im_end|>" if chat_template else "<|endoftext|>"
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"),
+        additional_special_tokens=special[1:],
+        bos_token=special[0],
+        eos_token=end,
+        pad_token=special[0],
+    )
+    tokenizer.chat_template = chat_template
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    common: dict[str, Any] = {
+        "vocab_size": trained.get_vocab_size(),
+        "bos_token_id": 0,
+        "eos_token_id": trained.token_to_id(end),
+        "tie_word_embeddings": True,
+    }
+    model: Any
+    if kind == "gpt2":
+        model = GPT2LMHeadModel(GPT2Config(n_positions=128, n_embd=32, n_layer=2, n_head=2, **common))
+    else:
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=128,
+                **common,
+            )
+        )
+    model.save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\nA tiny model made by the tests.\n")
+
+
 def reviews(rows: int) -> bytes:
     """About `rows` real movie reviews, at even steps over the whole file: it begins with the kindest."""
     lines = (REPOSITORY / "data/raw/movie_reviews/movie_reviews.tsv").read_bytes().split(b"\r\n")
@@ -73,6 +121,24 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds the tiny model."""
     folder = tmp_path_factory.mktemp("tiny") / "model"
     make_tiny_model(folder, reviews(ROWS).decode().splitlines())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds a tiny GPT-2, which has no chat template."""
+    folder = tmp_path_factory.mktemp("tiny") / "gpt2"
+    make_tiny_decoder(folder, reviews(ROWS).decode().splitlines(), "gpt2")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds a tiny Llama with a chat template of ChatML's form."""
+    from tunewright.chat_templates import CHATML
+
+    folder = tmp_path_factory.mktemp("tiny") / "llama"
+    make_tiny_decoder(folder, reviews(ROWS).decode().splitlines(), "llama", CHATML)
     return folder
 
 

@@ -124,6 +124,10 @@ class TaskType:
         """The metrics watched during training, from logits (N, …) and labels (N, …)."""
         return {}
 
+    def files(self, tokenizer: ModelTokenizer) -> dict[str, str]:
+        """Texts that belong beside the tuned model's weights, by file name: a chat template."""
+        return {}
+
     # --- what it is worth
 
     def predict(

@@ -117,6 +117,7 @@ def dropout(folder: Path, hidden: float | None, attention: float | None) -> dict
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder)
+    config = getattr(config, "encoder", config)  # a pair of models keeps its settings in its halves
     settings: dict[str, float] = {}
     for key, value, names in (
         ("hidden_dropout_prob", hidden, HIDDEN_DROPOUT),
@@ -166,20 +167,31 @@ def prepare(model: Any, task: TaskType, params: TuningParams, longest: int) -> A
     longest: the longest row in tokens, for which prompts and prefixes must leave room.
 
     Raises
-        UserError  more layers than the model has, modules that it lacks, virtual tokens for which it has no room.
+        UserError  more layers than the model has, modules that it lacks, virtual tokens for which it has no room, a
+                   head where nothing is new.
     """
+    from transformers import PreTrainedModel
+
     way = params.finetuning_type
     if way in PEFT_METHODS:
         return _with_adapter(model, task, params, longest)
     if way in ("freeze", "head"):
         model.requires_grad_(False)
-        for module in task.head_modules(model):
+        head = task.head_modules(model)
+        if way == "head" and not head:
+            raise UserError(
+                "finetune.finetuning_type: head trains what is new on top of the base model; with "
+                f"task.type {task.params.type} nothing is new in a {type(model).__name__}. Take freeze or lora."
+            )
+        for module in head:
             module.requires_grad_(True)
     if way == "freeze":
         for module in _thawed(model, params):
             module.requires_grad_(True)
     elif way == "full" and params.freeze_embeddings:
-        model.get_input_embeddings().requires_grad_(False)
+        for module in (model, getattr(model, "decoder", None)):  # a pair's decoder has embeddings of its own
+            if isinstance(module, PreTrainedModel):
+                module.get_input_embeddings().requires_grad_(False)
     return model
 
 
@@ -256,7 +268,7 @@ def _with_adapter(model: Any, task: TaskType, params: TuningParams, longest: int
     else:
         _check_room(model, params, longest)
         kind = peft.PromptTuningConfig if way == "prompt" else peft.PrefixTuningConfig
-        config = kind(num_virtual_tokens=params.num_virtual_tokens, **common)
+        config = kind(num_virtual_tokens=params.num_virtual_tokens, **_sizes_of_a_pair(model), **common)
     if way == "qlora":
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     try:
@@ -269,6 +281,18 @@ def _with_adapter(model: Any, task: TaskType, params: TuningParams, longest: int
             copies = getattr(module, "modules_to_save", None)
             (module if copies is None else copies).requires_grad_(True)
     return tuned
+
+
+def _sizes_of_a_pair(model: Any) -> dict[str, int]:
+    """What PEFT must be told of a pair of models, whose own config has no sizes; empty for any other model."""
+    half = getattr(model.config, "decoder", None)
+    if half is None:
+        return {}
+    return {
+        "num_layers": half.num_hidden_layers,
+        "num_attention_heads": half.num_attention_heads,
+        "token_dim": half.hidden_size,
+    }
 
 
 def _head_names(model: Any, task: TaskType) -> list[str]:
@@ -334,7 +358,7 @@ def _check_room(model: Any, params: TuningParams, longest: int) -> None:
             f"finetune.finetuning_type: {params.finetuning_type} is not known to PEFT for {type(model).__name__}. "
             "Take lora."
         )
-    room = getattr(model.config, "max_position_embeddings", None)
+    room = getattr(getattr(model.config, "encoder", model.config), "max_position_embeddings", None)
     count = cast("int", params.num_virtual_tokens)
     if room is not None and longest + count > room:
         raise UserError(

@@ -17,7 +17,7 @@ from tunewright.params import load_params
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-RECIPES: list[str] = []  # the names of recipes/*.yaml; params.yaml is a recipe too
+RECIPES = ["dialogue", "language_model"]  # the names of recipes/*.yaml; params.yaml is a recipe too
 
 # Each command of the docs that costs little runs here, in a small project, in this order.
 CHEAP = [

@@ -4,10 +4,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from stages.fetch_model import FetchModelParams, FetchModelPaths, run
 from tunewright.errors import Unreachable, UserError
 from tunewright.files import read_json, sha256_tree, write_json
+from tunewright.tokenizer import open_tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -100,3 +103,78 @@ def test_a_hub_that_does_not_answer_is_told_apart(tmp_path, monkeypatch):
     with pytest.raises(Unreachable, match=r"the hub did not give organisation/name"):
         fetch(tmp_path, "organisation/name", revision=COMMIT)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gguf_file_becomes_a_folder_with_the_same_weights(tiny_llama, tmp_path):
+    weights = write_gguf(tiny_llama, tmp_path / "local" / "tiny.gguf")
+    report = fetch(tmp_path, str(tmp_path / "local/tiny.gguf"), tmp_path / "local", licence="apache-2.0")
+    assert (report.architecture, report.model_type, report.license) == ("LlamaForCausalLM", "llama", "apache-2.0")
+    assert "quantization_config" not in read_json(tmp_path / "base/config.json")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    own = model.state_dict()
+    assert all(torch.equal(own[name], found) for name, found in weights.items())
+    # Tied: the head is the embeddings, and stands in the file once.
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert report.parameters == sum(found.numel() for found in model.parameters())
+    tokenizer = open_tokenizer(tmp_path / "base")
+    text = "A good film.<|im_end|> Très bon"
+    assert tokenizer.backend.encode(text).ids == open_tokenizer(tiny_llama).backend.encode(text).ids
+    assert tokenizer.chat_template == open_tokenizer(tiny_llama).chat_template
+    assert tokenizer.id_of("eos_token") == open_tokenizer(tiny_llama).id_of("eos_token") == 2
+    assert report == fetch(tmp_path, str(tmp_path / "local/tiny.gguf"), tmp_path / "local", licence="apache-2.0")
+
+
+def test_a_file_that_only_calls_itself_gguf_is_refused(tmp_path):
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local/model.gguf").write_bytes(b"PK\x03\x04 something else")
+    with pytest.raises(UserError, match=r"no GGUF file \(it begins with b'PK\\x03\\x04', expected b'GGUF'\)"):
+        fetch(tmp_path, str(tmp_path / "local/model.gguf"), tmp_path / "local", licence="mit")
+    with pytest.raises(UserError, match=r"is no folder and no \.gguf file"):
+        fetch(tmp_path, str(tmp_path / "local/other.gguf"), tmp_path / "local", licence="mit")
+
+
+def write_gguf(folder: Path, file: Path) -> dict[str, torch.Tensor]:
+    """The tiny Llama as llama.cpp's converter writes one, in float32; its weights by Transformers' names."""
+    import gguf
+    from transformers import AutoTokenizer
+
+    config, tokenizer = read_json(folder / "config.json"), AutoTokenizer.from_pretrained(folder)
+    weights = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    file.parent.mkdir()
+    writer = gguf.GGUFWriter(str(file), "llama")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(config["vocab_size"])
+    backend = read_json(folder / "tokenizer.json")["model"]
+    tokens = sorted(backend["vocab"], key=backend["vocab"].__getitem__)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    special = set(tokenizer.all_special_tokens)
+    writer.add_token_types([3 if token in special else 1 for token in tokens])
+    writer.add_token_merges([" ".join(pair) if isinstance(pair, list) else pair for pair in backend["merges"]])
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_chat_template(tokenizer.chat_template)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    for name, found in weights.items():
+        if name == "lm_head.weight":
+            continue
+        stem, dot, ending = name.rpartition(".")
+        heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+        count = heads.get(stem.rpartition(".")[2])
+        if count:  # llama.cpp turns the two halves of a rotary pair into neighbours
+            found = found.reshape(count, 2, -1, found.shape[1]).swapaxes(1, 2).reshape(found.shape)
+        writer.add_tensor(f"{names.get_name(stem)}{dot}{ending}", found.numpy().copy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return weights

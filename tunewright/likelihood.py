@@ -1,0 +1,63 @@
+"""How likely a decoder holds a text to be, in batches that fit into memory. Heavy to call, light to import."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tunewright.batches import sorted_batches
+from tunewright.losses import IGNORED
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LOGITS_AT_ONCE = 2**26
+"""Logits that one batch may have: rows · tokens · vocabulary, 256 MB as float32."""
+
+
+def token_batches(lengths: Sequence[int], batch_size: int, vocabulary: int) -> list[list[int]]:
+    """Rows of like length, longest first: at most `batch_size` of them, and fewer where their logits would not fit."""
+    batches = []
+    for batch in sorted_batches(lengths, batch_size):
+        rows = max(1, LOGITS_AT_ONCE // (vocabulary * lengths[batch[0]])) if lengths[batch[0]] else len(batch)
+        batches += [batch[start : start + rows] for start in range(0, len(batch), rows)]
+    return batches
+
+
+def padded(rows: Sequence[Sequence[int]], fill: int, *, left: bool = False) -> Any:
+    """Rows of integers → a tensor (B, T), filled up at the right, or at the left."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    tensors = [torch.as_tensor(row, dtype=torch.int64) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=fill, padding_side="left" if left else "right")
+
+
+def negative_log_likelihoods(
+    model: Any, input_ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], batch_size: int, pad_token_id: int
+) -> np.ndarray:
+    """−Σ ln p of each row's labelled tokens (N,), in nats; a label −100 does not count, and the first never does.
+
+    input_ids, labels: of each row, equally long, unshifted as Transformers has them.
+    """
+    import numpy as np
+    import torch
+
+    lengths = [len(row) for row in input_ids]
+    found = np.zeros(len(lengths))
+    training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for batch in token_batches(lengths, batch_size, model.config.get_text_config().vocab_size):
+            ids = padded([input_ids[row] for row in batch], pad_token_id).to(model.device)
+            mask = padded([[1] * lengths[row] for row in batch], 0).to(model.device)
+            # Virtual tokens of a prompt or prefix can have logits of their own, in front.
+            logits = model(input_ids=ids, attention_mask=mask).logits[:, -ids.shape[1] :]
+            for at, row in enumerate(batch):
+                wanted = torch.as_tensor(labels[row][1:], dtype=torch.int64, device=logits.device)
+                known = (wanted != IGNORED).nonzero().squeeze(-1)
+                own = logits[at, known].float()
+                of_label = own.gather(-1, wanted[known].unsqueeze(-1)).squeeze(-1)
+                found[row] = (torch.logsumexp(own, dim=-1) - of_label).double().sum().item()
+    model.train(training)
+    return found
