@@ -47,6 +47,8 @@ def shrunken(found: dict[str, Any]) -> dict[str, Any]:
         "export.onnx": False,  # tests/unit/test_export.py writes it
         "export.parity_rows": 4,
     }
+    if found["finetune"].get("freeze_trainable_layers"):
+        changes["finetune.freeze_trainable_layers"] = 1
     if found["evaluate"].get("generation"):
         changes |= {"evaluate.generation.max_rows": 4, "evaluate.generation.max_new_tokens": 6}
     return changes
