@@ -106,9 +106,9 @@ def make_loss(
         return None if own else Loss(smoothing=params.label_smoothing_factor, shift=False)
     if not classes:
         raise UserError(
-            "finetune: loss, class_weights, label_smoothing_factor and sample weights are for one label out of several; "
-            f"this task is {str(problem).replace('_', ' ')}. Set loss: cross_entropy, class_weights: none and "
-            "label_smoothing_factor: 0.0."
+            "finetune: loss, class_weights, label_smoothing_factor and sample weights are for one label out of "
+            f"several; this task is {str(problem).replace('_', ' ')}. Set loss: cross_entropy, class_weights: none "
+            "and label_smoothing_factor: 0.0."
         )
     return Loss(
         gamma=params.focal_gamma or 0.0,
