@@ -126,8 +126,8 @@ def run(
         model_sha256=sha256_tree(paths.tuned_model),
         metric=task.metric_names[0],
         splits=splits,
-        margin_over_baseline=None if baseline is None else margin(task, test, baseline, params, seed),
-        margin_over_base=None if base is None else margin(task, test, base, params, seed),
+        margin_over_baseline=margin(task, test, baseline, params, seed),
+        margin_over_base=margin(task, test, base, params, seed),
         mean_score=float(scored.mean()) if len(scored) else 0.0,
         slices=_slices(rows["test"], scores, params, seed, partial(mask, params=privacy)),
     )

@@ -106,7 +106,7 @@ def run(
     with atomic_folder(paths.export) as folder, tempfile.TemporaryDirectory() as scratch:
         shutil.copytree(paths.tuned_model, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
         if task.generates:
-            _write_generation_config(model, evaluate.generation or GenerationParams(), folder)
+            _write_generation_config(model, task, evaluate.generation or GenerationParams(), folder)
         asked = Path(scratch) / "batches.npz"
         write_batches(asked, batches)
         parity: dict[Form, Parity] = {}
@@ -138,11 +138,12 @@ def run(
     return report
 
 
-def _write_generation_config(model: Any, generation: GenerationParams, folder: Path) -> None:
+def _write_generation_config(model: Any, task: TaskType, generation: GenerationParams, folder: Path) -> None:
     """What `generate` then does without being told: the settings that the model was evaluated with."""
     from transformers import GenerationConfig
 
-    settings = generation_config(generation, open_tokenizer(folder), model_ends(model))
+    tokenizer = open_tokenizer(folder)
+    settings = generation_config(generation, tokenizer, model_ends(model), task.end_of_answer(tokenizer))
     GenerationConfig(**settings).save_pretrained(folder)
 
 

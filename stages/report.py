@@ -248,8 +248,7 @@ def _compared(reports: Mapping[str, Any], metric: str) -> list[tuple[str, float,
     references = reports["baseline"]["details"].get("references", {})
     rows = [(name, value, value, value) for name, value in references.items()]
     for name, stage in (("baseline", "baseline"), ("base model", "evaluate_base"), ("tuned", "evaluate")):
-        if test := reports[stage]["splits"].get("test"):
-            found = test["metrics"][metric]
+        if found := reports[stage]["splits"].get("test", {}).get("metrics", {}).get(metric):
             rows.append((name, found["value"], found["low"], found["high"]))
     return rows
 
@@ -312,6 +311,13 @@ def _versions() -> dict[str, str]:
     return {package: version(package) for package in PACKAGES}
 
 
+def _plain(value: Any) -> str:
+    """A value of a task's own table."""
+    if isinstance(value, float):
+        return charts.number(value)
+    return f"{value:,}" if isinstance(value, int) else "–" if value is None else str(value)
+
+
 def _render(**context: Any) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -328,7 +334,7 @@ def _render(**context: Any) -> str:
         "decimal": lambda value, digits=4: f"{value:.{digits}f}".replace("-", "−"),
         "count": lambda value: f"{value:,}",
         "level": lambda value: f"{100 * value:g}%",
-        "plain": lambda value: f"{value:,}" if isinstance(value, int) else f"{value:.4g}",
+        "plain": _plain,
         "as_yaml": lambda value: json.dumps(value, ensure_ascii=False),
     }
     return environment.get_template("report.html.j2").render(context)

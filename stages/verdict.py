@@ -75,24 +75,16 @@ def run(paths: VerdictPaths, params: VerdictParams, limits: Annotated[Any, Key("
 
 def _model_findings(params: VerdictParams, evaluate: Any, others: dict[str, Any]) -> list[Finding]:
     metrics = evaluate["splits"]["test"]["metrics"]
-    findings = [
-        Finding(
-            rule=f"verdict.min_metrics.{name}",
-            verdict="pass" if metrics[name]["value"] >= least else "fail",
-            found=f"{_shown(metrics[name])} on test",
-            expected=f"at least {least}",
-        )
-        for name, least in params.min_metrics.items()
-    ]
-    findings += [
-        Finding(
-            rule=f"verdict.max_metrics.{name}",
-            verdict="pass" if metrics[name]["value"] <= most else "fail",
-            found=f"{_shown(metrics[name])} on test",
-            expected=f"at most {most}",
-        )
-        for name, most in params.max_metrics.items()
-    ]
+    asked = [("min_metrics", "at least", name, least) for name, least in params.min_metrics.items()]
+    asked += [("max_metrics", "at most", name, most) for name, most in params.max_metrics.items()]
+    findings = []
+    for key, words, name, limit in asked:
+        found, state = "was not measured on test", "not_assessed"
+        if estimate := metrics.get(name):
+            value = estimate["value"]
+            found = f"{_shown(estimate)} on test"
+            state = "pass" if (value >= limit if key == "min_metrics" else value <= limit) else "fail"
+        findings.append(Finding(rule=f"verdict.{key}.{name}", verdict=state, found=found, expected=f"{words} {limit}"))
     for other, report in others.items():
         limit = getattr(params, f"min_margin_over_{other}")
         if limit is not None:

@@ -121,12 +121,24 @@ def measure(task: TaskType, predictions: Mapping[str, pa.Table], params: Any, se
     }
 
 
-def margin(task: TaskType, ours: pa.Table, theirs: pa.Table, params: Any, seed: int) -> Estimate:
+def margin(task: TaskType, ours: pa.Table, theirs: pa.Table | None, params: Any, seed: int) -> Estimate | None:
     """How much better the first predictions of the same rows are than the second ones, by the deciding metric, paired
-    by row: positive is better, also where less of the metric is."""
+    by row: positive is better, also where less of the metric is. None where there are no others to compare with.
+
+    Only rows that both have a score of count: fewer may have been written than a split has.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    if theirs is None:
+        return None
+    scored = pa.array(np.isfinite(task.scores(ours)) & np.isfinite(task.scores(theirs)))
+    ours, theirs = ours.filter(scored), theirs.filter(scored)
     decides = task.metric_names[0]
     sign = -1 if decides in task.lower_is_better else 1
-    mine, other = (task.statistics(table, params.calibration_bins)[decides] for table in (ours, theirs))
+    mine, other = (task.statistics(table, params.calibration_bins).get(decides) for table in (ours, theirs))
+    if mine is None or other is None or not ours.num_rows:
+        return None
 
     def difference(weights: np.ndarray) -> np.ndarray:
         return sign * (mine(weights) - other(weights))

@@ -164,6 +164,10 @@ class Writer(LanguageModel):
         source = own if asked is None else NAMED.get(asked, asked)
         return ChatTemplate(source, tokenizer.special_tokens)
 
+    def end_of_answer(self, tokenizer: ModelTokenizer) -> str:
+        """What the chat template writes behind an answer."""
+        return self.template(tokenizer).end_of_answer()
+
     def files(self, tokenizer: ModelTokenizer) -> dict[str, str]:
         """The chat template, so that what opens the tuned model asks it as it was trained."""
         from tunewright.chat_templates import BARE

@@ -128,6 +128,10 @@ class TaskType:
         """Texts that belong beside the tuned model's weights, by file name: a chat template."""
         return {}
 
+    def end_of_answer(self, tokenizer: ModelTokenizer) -> str:
+        """What ends a written text beside the tokenizer's own end: the token that closes a turn."""
+        return ""
+
     # --- what it is worth
 
     def predict(
@@ -144,7 +148,8 @@ class TaskType:
 
     def statistics(self, predictions: pa.Table, calibration_bins: int) -> dict[str, Statistic]:
         """Each of `metric_names` as a function of how often each row counts: (B, N) → (B,). So every metric has a
-        bootstrap interval, and a paired one against any other predictions of the same rows."""
+        bootstrap interval, and a paired one against any other predictions of the same rows. A metric that such
+        predictions don't allow, as perplexity of a baseline without tokens, is left out."""
         raise NotImplementedError
 
     def scores(self, predictions: pa.Table) -> np.ndarray:

@@ -425,7 +425,11 @@ def test_a_job_that_writes_shows_source_expected_and_written_against_the_untouch
     for stage, change in {
         "evaluate": {"metric": "chrf", "splits": splits, "margin_over_base": estimate(11.2), "slices": []},
         "evaluate_base": {"applies": True, "splits": base},
-        "baseline": {"name": "the source as it is", "details": {}, "splits": base},
+        "baseline": {
+            "name": "the source as it is",
+            "details": {"candidates": [{"answer": "copy", "n": None}], "chosen": {"answer": "copy", "n": None}},
+            "splits": {"test": {"rows": 4, "metrics": {"chrf": estimate(20.0)}}},  # it has no loss
+        },
     }.items():
         write_json(tmp_path / f"{stage}.json", read_json(tmp_path / f"{stage}.json") | change)
     texts = ["un film", "<b>deux", "trois mail jane@example.com", "quatre"]
@@ -447,7 +451,8 @@ def test_a_job_that_writes_shows_source_expected_and_written_against_the_untouch
     assert "jane" not in page.html
     assert "chrF on test" in page.html and "Over the untouched base model" in page.html
     assert "base model 30.00 (29.98 to 30.02); tuned 41.20 (39.70 to 42.70)" in page.html
-    assert "loss less is better2.1000 [2.0800, 2.1200]3.0000 [2.9800, 3.0200]3.0000 [2.9800, 3.0200]" in page.rows
+    assert "loss less is better2.1000 [2.0800, 2.1200]3.0000 [2.9800, 3.0200]–" in page.rows
+    assert "copy–chosen" in page.rows
     assert "Label shares by split" not in page.html and "the source as it is, on the same rows" in page.html
 
 

@@ -122,6 +122,12 @@ def test_a_margin_over_what_a_job_does_not_have_is_not_assessed(tmp_path: Path) 
     assert not [finding for finding in unasked.findings if "margin" in finding.rule]
 
 
+def test_a_metric_that_was_not_measured_is_not_assessed(tmp_path: Path) -> None:
+    report = judge(tmp_path, reports(), max_metrics={"loss": 1.0})
+    (found,) = (finding for finding in report.findings if finding.rule == "verdict.max_metrics.loss")
+    assert (found.verdict, found.found, found.expected) == ("not_assessed", "was not measured on test", "at most 1.0")
+
+
 def test_a_margin_over_the_base_model_of_a_metric_of_which_less_is_better(tmp_path: Path) -> None:
     found = reports()
     found["evaluate"] |= {
