@@ -84,6 +84,17 @@ def open_tuned(task: TaskType, folder: Path) -> Any:
     return PeftModel.from_pretrained(task.load_model(folder / BASE_MODEL, {}), folder / ADAPTER)
 
 
+def decoder_inputs(model: Any, labels: Any) -> dict[str, Any]:
+    """What an encoder-decoder's decoder reads where these labels (B, T) are expected: they, one place later, behind
+    its start token. Empty for any other model.
+
+    A model makes it of the labels itself, but not where the loss is computed outside of it, or none at all.
+    """
+    if not model.config.is_encoder_decoder:
+        return {}
+    return {"decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels)}
+
+
 def check_precision(bf16: bool, fp16: bool) -> None:
     """Refuse a number format that the hardware lacks: emulated, it is slower than float32, or it is not there at all.
 

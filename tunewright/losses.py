@@ -100,9 +100,11 @@ def make_loss(
     """
     problem = getattr(model.config, "problem_type", None)
     classes = problem not in ("regression", "multi_label_classification") and model.config.num_labels > 1
+    writes = shift or model.config.is_encoder_decoder  # its classes are its vocabulary
     plain = params.loss == "cross_entropy" and params.class_weights == "none" and not weighed_rows
     if plain and (classes or not params.label_smoothing_factor):
-        own = not accumulated or shift or not classes
+        # An encoder-decoder's own loss is a mean over one batch, and Trainer's smoothing takes its decoder's input.
+        own = shift or not classes or not (accumulated or model.config.is_encoder_decoder)
         return None if own else Loss(smoothing=params.label_smoothing_factor, shift=False)
     if not classes:
         raise UserError(
@@ -112,7 +114,7 @@ def make_loss(
         )
     return Loss(
         gamma=params.focal_gamma or 0.0,
-        class_weights=_class_weights(params, model.config.num_labels, labels, of_tokens=shift),
+        class_weights=_class_weights(params, model.config.num_labels, labels, of_tokens=writes),
         smoothing=params.label_smoothing_factor,
         shift=shift,
     )

@@ -29,6 +29,7 @@ from transformers import (
 
 from tunewright import checkpoints
 from tunewright.batches import LengthGroupedSampler, sorted_batches
+from tunewright.compute import decoder_inputs
 from tunewright.errors import UserError
 from tunewright.losses import IGNORED, Loss
 from tunewright.optimizers import layerwise_groups
@@ -125,7 +126,7 @@ class ExactTrainer(Trainer):
         if self.compute_loss_func is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels, weights = inputs.pop("labels"), inputs.pop(SAMPLE_WEIGHT, None)
-        outputs = model(**inputs)
+        outputs = model(**inputs, **decoder_inputs(self.model, labels))
         items = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         loss = self.compute_loss_func(outputs.logits, labels, weights) / items
         return (loss, outputs) if return_outputs else loss
