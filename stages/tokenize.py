@@ -68,8 +68,11 @@ class SplitLengths(BaseModel):
 
 
 class TokenizeReport(Report):
+    """`targets`: the texts that are to be written, for jobs that give them apart from what is read."""
+
     max_length: int
     splits: dict[str, SplitLengths]
+    targets: dict[str, SplitLengths] = Field(default_factory=dict)
 
 
 def run(paths: TokenizePaths, params: TokenizeParams, task: TaskType) -> TokenizeReport:
@@ -86,12 +89,16 @@ def run(paths: TokenizePaths, params: TokenizeParams, task: TaskType) -> Tokeniz
     tokenizer = open_tokenizer(paths.base_model)
     splits: dict[str, SplitLengths] = {}
     rows_in = rows_kept = 0
+    targets: dict[str, SplitLengths] = {}
     with atomic_folder(paths.tokens) as folder:
         for split in SPLITS:
             rows = read_parquet(paths.prepared / f"{split}.parquet")
             encoded = task.encode(rows, tokenizer, params.max_length)
             kept = [len(ids) for ids in encoded["input_ids"]]
             before = encoded.pop("tokens_before")
+            targets_before = encoded.pop("target_tokens_before", None)
+            if targets_before is not None:
+                targets[split] = _lengths(targets_before, [len(labels) for labels in encoded["labels"]])
             of_row = encoded.pop("row", None)
             source = rows if of_row is None else rows.take(of_row)
             rows_in += rows.num_rows
@@ -116,6 +123,7 @@ def run(paths: TokenizePaths, params: TokenizeParams, task: TaskType) -> Tokeniz
         rows=RowAccount(rows_in=rows_in, rows_kept=rows_kept, dropped=dropped),
         max_length=params.max_length,
         splits=splits,
+        targets=targets,
     )
 
 
@@ -126,9 +134,11 @@ def _check_fits(base_model: Path, max_length: int) -> None:
         raise UserError(f"tokenize.max_length: found {max_length}; the base model takes at most {longest} tokens.")
 
 
-def _lengths(before: list[int], kept: list[int], max_length: int) -> SplitLengths:
+def _lengths(before: list[int], kept: list[int], max_length: int | None = None) -> SplitLengths:
+    """max_length: where none is given, the longest that was kept, beyond which all others were cut."""
     import numpy as np
 
+    max_length = max(kept) if max_length is None else max_length
     lengths = np.array(before, dtype=np.int64)
     truncated = int((lengths > max_length).sum())
     width = max(1, -(-int(lengths.max()) // 32))

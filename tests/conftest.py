@@ -110,6 +110,53 @@ def make_tiny_decoder(folder: Path, texts: list[str], kind: str, chat_template: 
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\nA tiny model made by the tests.\n")
 
 
+def make_tiny_encoder_decoder(folder: Path, texts: list[str]) -> None:
+    """A T5 of two layers each with random weights (seeded) and a byte-level BPE tokenizer trained on `texts`."""
+    import torch
+    from tokenizers import ByteLevelBPETokenizer, processors
+    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+    trained = ByteLevelBPETokenizer(add_prefix_space=True)
+    special = ["<pad>", "</s>", "<unk>"]
+    trained.train_from_iterator(texts, vocab_size=400, min_frequency=2, special_tokens=special, show_progress=False)
+    backend = trained._tokenizer
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    folder.mkdir(parents=True, exist_ok=True)
+    names = dict(zip(("pad_token", "eos_token", "unk_token"), special, strict=True))
+    PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=128, **names).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=backend.get_vocab_size(),
+        d_model=32,
+        d_kv=16,
+        d_ff=64,
+        num_layers=2,
+        num_heads=2,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+    )
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\nA tiny model made by the tests.\n")
+
+
+ENGLISH = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+FRENCH = ("zéro", "un", "deux", "trois", "quatre", "cinq", "six", "sept", "huit", "neuf")
+
+
+def number_pairs() -> list[tuple[str, str]]:
+    """All numbers of one and of two digits, in English words and in French ones."""
+    digits = [(first,) for first in range(10)] + [(first, second) for first in range(10) for second in range(10)]
+    return [(" ".join(ENGLISH[at] for at in row), " ".join(FRENCH[at] for at in row)) for row in digits]
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds a tiny T5 with random weights; its tokenizer knows the words of `number_pairs`."""
+    folder = tmp_path_factory.mktemp("tiny_t5") / "model"
+    make_tiny_encoder_decoder(folder, [text for pair in number_pairs() for text in pair] * 2)
+    return folder
+
+
 def reviews(rows: int) -> bytes:
     """About `rows` real movie reviews, at even steps over the whole file: it begins with the kindest."""
     lines = (REPOSITORY / "data/raw/movie_reviews/movie_reviews.tsv").read_bytes().split(b"\r\n")

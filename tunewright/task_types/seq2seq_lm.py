@@ -300,6 +300,7 @@ def _pair(folder: Path, config: Any, settings: dict[str, Any]) -> Any:
     """An encoder twice, as encoder and as decoder."""
     from transformers import EncoderDecoderModel
     from transformers.models.auto import modeling_auto as auto
+    from transformers.utils import logging
 
     kind = config.model_type
     if kind not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
@@ -312,16 +313,21 @@ def _pair(folder: Path, config: Any, settings: dict[str, Any]) -> Any:
         for half in ("encoder", "decoder")
         for name, value in {**settings, "use_safetensors": True}.items()
     }
+    told = logging.get_verbosity()
+    logging.set_verbosity_error()  # what the decoder lacks is meant to be new, and is no sign of a corrupt file
     try:
         model = EncoderDecoderModel.from_encoder_decoder_pretrained(str(folder), str(folder), **halves)
     except ValueError as error:
         raise UserError(f"task.type: no decoder can be made of a base model of type {kind}: {error}") from error
+    finally:
+        logging.set_verbosity(told)
     tokenizer = open_tokenizer(folder)
     end, start = tokenizer.id_of("eos_token"), tokenizer.id_of("bos_token")
     for found in (model.config, model.generation_config):
         found.decoder_start_token_id = tokenizer.id_of("cls_token") if start is None else start
         found.eos_token_id = tokenizer.id_of("sep_token") if end is None else end
         found.pad_token_id = tokenizer.pad_token_id
+    model.config.vocab_size = config.vocab_size  # PEFT looks for the embeddings by it
     pooler = getattr(model.encoder, "pooler", None)
     if pooler is not None:
         pooler.requires_grad_(False)  # nothing reads it here
