@@ -14,6 +14,7 @@ from tests.conftest import make_tiny_model, number_pairs
 from tests.unit.test_finetune import LORA, params
 from tunewright.compute import open_tuned, read_tokens, set_up
 from tunewright.errors import UserError
+from tunewright.evaluation import EvaluateParams, margin
 from tunewright.generation import GenerationParams
 from tunewright.task import Predicting
 from tunewright.task_types.seq2seq_lm import Task, TaskParams
@@ -21,6 +22,14 @@ from tunewright.tokenizer import open_tokenizer
 
 TASK = Task(TaskParams(type="seq2seq_lm"))
 PAIRS = number_pairs()
+EVALUATE = EvaluateParams(
+    per_device_eval_batch_size=16,
+    bootstrap_samples=100,
+    confidence_level=0.95,
+    calibration_bins=5,
+    length_slices=[],
+    slice_columns=[],
+)
 HOW = Predicting(batch_size=16, seed=0, generation=GenerationParams(max_new_tokens=8))
 
 
@@ -370,3 +379,13 @@ def test_the_baseline_is_the_best_on_validation_of_copy_first_sentence_and_the_m
     assert [candidate["ngram_range"] for candidate in found.details["candidates"]] == [None, None, 1, 2]
     assert found.predictions["test"]["predicted"].to_pylist() == answers
     assert values(found.predictions["test"])["chrf"] == pytest.approx(found.details["chosen"]["validation_chrf"])
+
+
+def test_a_margin_is_over_the_rows_that_both_wrote():
+    ours = pa.table({"label": ["un", "deux", "trois"], "predicted": ["un", None, "trois"]})
+    theirs = pa.table({"label": ["un", "deux", "trois"], "predicted": ["un", "deux", None]})
+    found = margin(TASK, ours, theirs, EVALUATE, seed=0)  # the first row alone, where both are right
+    assert (found.low, found.value, found.high) == (0, 0, 0)
+    assert margin(TASK, ours, ours.set_column(1, "predicted", pa.array(["", "", ""])), EVALUATE, 0).value == (
+        pytest.approx(100)
+    )
