@@ -68,9 +68,10 @@ class Loss:
         if self.shift:
             # A prompt's virtual tokens have logits too, and no label.
             logits, labels = logits[:, -labels.shape[-1] : -1], labels[:, 1:]
-        log_probabilities = torch.log_softmax(logits.float(), dim=-1)
-        known = labels != IGNORED
-        classes = labels.where(known, 0)
+        # Only of items that have a label: over a vocabulary, what padding would take is most of the time and memory.
+        known = (labels != IGNORED).flatten().nonzero().squeeze(-1)
+        classes = labels.flatten()[known]
+        log_probabilities = torch.log_softmax(logits.flatten(0, -2).index_select(0, known).float(), dim=-1)
         log_p = log_probabilities.gather(-1, classes.unsqueeze(-1)).squeeze(-1)
         losses = -log_p
         if self.smoothing:
@@ -81,8 +82,9 @@ class Loss:
         if self.class_weights is not None:
             losses = losses * torch.tensor(self.class_weights, dtype=losses.dtype, device=losses.device)[classes]
         if row_weights is not None:
-            losses = losses * row_weights.to(losses.dtype).reshape(-1, *[1] * (losses.dim() - 1))
-        return losses.where(known, 0.0).sum()
+            of_item = row_weights.to(losses.dtype).repeat_interleave(labels.numel() // len(labels))
+            losses = losses * of_item[known]
+        return losses.sum()
 
 
 def make_loss(

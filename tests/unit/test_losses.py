@@ -69,7 +69,7 @@ def test_tokens_are_shifted_for_a_language_model_and_rows_weigh_their_tokens():
 
 
 def make(labels: list, accumulated: bool = False, problem: str | None = None, **changes: object) -> Loss | None:
-    model = SimpleNamespace(config=SimpleNamespace(num_labels=2, problem_type=problem))
+    model = SimpleNamespace(config=SimpleNamespace(num_labels=2, problem_type=problem, is_encoder_decoder=False))
     return make_loss(params(**changes), model, labels, shift=False, weighed_rows=False, accumulated=accumulated)
 
 
