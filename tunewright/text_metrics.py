@@ -158,11 +158,11 @@ def _same(expected: str, written: str) -> float:
     return float(expected.strip() == written.strip())
 
 
-def _rouge(expected: Sequence[str], predicted: Sequence[str | None], names: list[str]) -> dict[str, np.ndarray]:
+def _rouge(expected: Sequence[str], predicted: Sequence[str | None], names: Sequence[str]) -> dict[str, np.ndarray]:
     import numpy as np
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(names)
+    scorer = RougeScorer(list(names))
     rows = [
         None if written is None else scorer.score(wanted, written)
         for wanted, written in zip(expected, predicted, strict=True)
