@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 BATCH_SIZE = 16
 ONNX_KINDS = ("ForSequenceClassification", "ForTokenClassification", "ForMaskedLM")
 """How the classes of Transformers end that one pass turns from token ids into logits."""
+OF_THE_MODEL = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
+"""What a model's own generation config says of how its texts begin and end."""
 MANIFEST = "MANIFEST.json"
 
 
@@ -144,7 +146,8 @@ def _write_generation_config(model: Any, task: TaskType, generation: GenerationP
 
     tokenizer = open_tokenizer(folder)
     settings = generation_config(generation, tokenizer, model_ends(model), task.end_of_answer(tokenizer))
-    GenerationConfig(**settings).save_pretrained(folder)
+    own = {name: getattr(model.generation_config, name) for name in OF_THE_MODEL}
+    GenerationConfig(**{**own, **settings}).save_pretrained(folder)
 
 
 def _spread_over_lengths(table: Any, count: int) -> list[dict[str, Any]]:

@@ -9,12 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from stages import baseline, evaluate, evaluate_base, export
 from stages.finetune import FinetunePaths, run
 from tests.conftest import make_tiny_model, number_pairs
 from tests.unit.test_finetune import LORA, params
 from tunewright.compute import open_tuned, read_tokens, set_up
 from tunewright.errors import UserError
 from tunewright.evaluation import EvaluateParams, margin
+from tunewright.files import read_parquet, sha256_tree, write_json, write_parquet
 from tunewright.generation import GenerationParams
 from tunewright.task import Predicting
 from tunewright.task_types.seq2seq_lm import Task, TaskParams
@@ -379,6 +381,50 @@ def test_the_baseline_is_the_best_on_validation_of_copy_first_sentence_and_the_m
     assert [candidate["ngram_range"] for candidate in found.details["candidates"]] == [None, None, 1, 2]
     assert found.predictions["test"]["predicted"].to_pylist() == answers
     assert values(found.predictions["test"])["chrf"] == pytest.approx(found.details["chosen"]["validation_chrf"])
+
+
+def stage_paths(kind: type[Any], **changes: str) -> Any:
+    """Every path of a stage under its own name, in the working folder."""
+    return kind(**{name: Path(changes.get(name, name)) for name in kind.model_fields})
+
+
+@pytest.mark.heavy
+def test_the_stages_after_finetune_measure_and_export_what_writes(base):
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    rows = splits()
+    for split, found in rows.items():
+        write_parquet(found, Path(f"prepared/{split}.parquet"))
+    finetune()
+    write_json(Path("data_passed"), {"prepared": sha256_tree(Path("prepared"))})
+    write_json(Path("model_passed"), {"model": sha256_tree(Path("tuned"))})
+    seed = {"seed": 1, "num_threads": 1}
+    opponent = baseline.run(
+        stage_paths(baseline.BaselinePaths), Baselines, TASK, 1, bootstrap_samples=100, calibration_bins=5,
+        confidence_level=0.95,
+    )  # fmt: skip
+    names = {"base_model": "base", "tuned_model": "tuned"}
+    before = evaluate_base.run(stage_paths(evaluate_base.EvaluateBasePaths, **names), EVALUATE, TASK, **seed)
+    found = evaluate.run(stage_paths(evaluate.EvaluatePaths, **names), EVALUATE, TASK, **seed, privacy=None)
+    assert list(found.splits["test"].metrics) == list(before.splits["test"].metrics) == list(TASK.metric_names)
+    assert found.metric == "chrf" and set(opponent.splits["test"].metrics) == set(TASK.metric_names[:-2])
+    chrf = [report.splits["test"].metrics["chrf"].value for report in (found, before, opponent)]
+    assert found.margin_over_base.value == pytest.approx(chrf[0] - chrf[1])
+    assert found.margin_over_baseline.value == pytest.approx(chrf[0] - chrf[2])
+    report = export.run(
+        stage_paths(export.ExportPaths, **names),
+        export.ExportParams(onnx=False, opset_version=18, parity_rows=4, parity_atol=1e-4),
+        TASK,
+        num_threads=1,
+        evaluate=EVALUATE,
+    )
+    assert report.parity["safetensors"].max_abs_difference < 1e-5
+    # Plain Transformers writes what was written here, without being told how.
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained("export"), AutoTokenizer.from_pretrained("export")
+    ours = read_parquet(Path("predictions")).slice(rows["validation"].num_rows)["predicted"].to_pylist()
+    theirs = model.generate(**tokenizer(rows["test"]["text"].to_pylist(), return_tensors="pt", padding=True))
+    decoded = tokenizer.batch_decode(theirs, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert [text.split() for text in decoded] == [text.split() for text in ours]
 
 
 def test_a_margin_is_over_the_rows_that_both_wrote():

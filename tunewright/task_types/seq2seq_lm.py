@@ -22,6 +22,7 @@ from pydantic import AfterValidator, Field
 from tunewright import params as params_module
 from tunewright.classification import padded, tokenized
 from tunewright.errors import UserError
+from tunewright.losses import IGNORED
 from tunewright.task import Baseline, Predicting, TaskType
 from tunewright.text_metrics import BleuTokenizer
 from tunewright.tokenizer import open_tokenizer
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from tunewright.text_metrics import TextMetric
     from tunewright.tokenizer import ModelTokenizer
 
-IGNORED = -100  # the label of padding, as everywhere in Transformers
 OF_TEXTS: tuple[TextMetric, ...] = ("chrf", "bleu", "rouge1", "rouge2", "rougeL", "exact_match")
 PLACE = "{text}"
 
@@ -64,6 +64,8 @@ class Task(TaskType):
     generates: ClassVar[bool] = True
     pretrained: ClassVar[bool] = True
     watch_metrics: ClassVar[bool] = False
+    in_percent: ClassVar[frozenset[str]] = frozenset({"exact_match"})
+    score_name: ClassVar[str] = "chrF"
     examples_title: ClassVar[str] = "The texts furthest from what was expected"
 
     def encode(self, rows: pa.Table, tokenizer: ModelTokenizer, max_length: int) -> dict[str, list[Any]]:
@@ -180,21 +182,21 @@ class Task(TaskType):
         number of tokens."""
         import torch
 
-        from tunewright.batches import sorted_batches
         from tunewright.compute import decoder_inputs
+        from tunewright.likelihood import token_batches
 
         sources, labels = (tokens.column(name).to_pylist() for name in ("input_ids", "labels"))
         nll = [0.0] * len(sources)
-        lengths = [len(source) + len(label) for source, label in zip(sources, labels, strict=True)]
+        lengths = [max(len(source), len(label)) for source, label in zip(sources, labels, strict=True)]
+        vocabulary = model.get_output_embeddings().weight.shape[0]
         training = model.training
         model.eval()
         with torch.inference_mode():
-            for batch in sorted_batches(lengths, batch_size):
+            for batch in token_batches(lengths, batch_size, vocabulary):
                 found = [{"input_ids": sources[row], "labels": labels[row]} for row in batch]
                 inputs = {name: value.to(model.device) for name, value in self.collate(found, pad_token_id).items()}
                 wanted = inputs.pop("labels")
                 logits = model(**inputs, **decoder_inputs(model, wanted)).logits
-                # Row by row, because a second copy of a batch's logits over the vocabulary is large.
                 for row, of_row, ids in zip(batch, logits, wanted, strict=True):
                     loss = torch.nn.functional.cross_entropy(
                         of_row.float(), ids, ignore_index=IGNORED, reduction="none"
