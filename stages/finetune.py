@@ -2,6 +2,7 @@
 
 Reads   paths.tokens        train.arrow and validation.arrow; the test split is never opened
         paths.base_model    the model to start from
+        paths.reports/find_lr.json  the learning rate, where `finetune.learning_rate` is auto
 Writes  paths.tuned_model   a folder that Transformers loads, with real label names and the tokenizer; an adapter is
                             merged into it and stands beside, in adapter/ (see tunewright/tuning.py)
         paths.curves        DVCLive's curves, for `dvc plots`
@@ -23,7 +24,8 @@ from pydantic import BaseModel, Field
 
 from tunewright import fitting, tuning
 from tunewright.checkpoints import training_key
-from tunewright.files import atomic_folder, sha256_file, sha256_tree
+from tunewright.errors import UserError
+from tunewright.files import atomic_folder, read_json, sha256_file, sha256_tree
 from tunewright.fitting import TrainingParams
 from tunewright.report import Report, RowAccount
 from tunewright.stage import STATE, Dep, Key, Out, Paths, run_stage
@@ -63,6 +65,7 @@ class FinetuneParams(TrainingParams):
 class FinetunePaths(Paths):
     tokens: Dep
     base_model: Dep
+    find_lr_report: Dep
     tuned_model: Out
     curves: Out
 
@@ -84,6 +87,7 @@ class FinetuneReport(Report):
     """`history` holds what was logged: step, epoch, and loss, grad_norm, learning_rate or eval_… metrics."""
 
     finetuning_type: str
+    learning_rate: float
     parameters: int
     trainable_parameters: int
     steps: int
@@ -110,8 +114,9 @@ def run(
     """Train, and save the best weights.
 
     Raises
-        UserError  a training that diverged, a metric_for_best_model that the task does not compute, a way or a loss
-                   that does not fit the base model or the task, a number format that the hardware lacks.
+        UserError  a learning rate that find_lr has not found, a training that diverged, a metric_for_best_model that
+                   the task does not compute, a way or a loss that does not fit the base model or the task, a number
+                   format that the hardware lacks.
     """
     from transformers import EarlyStoppingCallback
 
@@ -119,6 +124,8 @@ def run(
     from tunewright.batches import padded_to_real
     from tunewright.training import Curves, history, resume_or_start
 
+    if params.learning_rate == "auto":
+        params = params.model_copy(update={"learning_rate": _found_rate(paths.find_lr_report)})
     compute.check_precision(params.bf16, params.fp16)
     compute.set_up(num_threads, seed)
     train, validation = (fitting.read_split(paths.tokens, split) for split in ("train", "validation"))
@@ -140,6 +147,7 @@ def run(
     report = FinetuneReport(
         rows=RowAccount(rows_in=len(train), rows_kept=len(train)),
         finetuning_type=params.finetuning_type,
+        learning_rate=params.learning_rate,
         parameters=parameters,
         trainable_parameters=trainable,
         steps=state.global_step,
@@ -159,6 +167,14 @@ def run(
         print(f"warning: {warning}", file=sys.stderr)
     shutil.rmtree(folder)
     return report
+
+
+def _found_rate(report: Path) -> float:
+    """What find_lr has chosen."""
+    found: float | None = read_json(report)["learning_rate"]
+    if found is None:  # only where this stage is run by itself
+        raise UserError(f"finetune.learning_rate is auto, and {report} holds none. Run find_lr first: `dvc repro`.")
+    return found
 
 
 def _gap(history: list[dict[str, Any]], step: int) -> Gap | None:

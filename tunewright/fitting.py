@@ -6,6 +6,7 @@ holds of the long one: the same way of tuning, optimizer, schedule, loss and bat
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -129,6 +130,14 @@ def build(
         loss=loss_of(params, base, train),
         layerwise_lr_decay=params.layerwise_lr_decay,
     )
+
+
+def total_steps(trainer: ExactTrainer, params: TrainingParams) -> int:
+    """Optimizer steps of the whole training that the params ask for."""
+    if params.max_steps > 0:
+        return params.max_steps
+    batches = len(trainer.get_train_dataloader())
+    return math.ceil(params.num_train_epochs * math.ceil(batches / params.gradient_accumulation_steps))
 
 
 def loss_of(params: TrainingParams, model: Any, train: Any) -> Any:

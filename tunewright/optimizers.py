@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -61,10 +61,16 @@ SCHEDULE_KWARGS: Mapping[str, tuple[str, ...]] = {
 """What each schedule takes, as its function in Transformers has it: a test holds the two together."""
 
 
+STEP_COUNTS = ("num_decay_steps", "num_stable_steps", "timescale")
+"""Those of them that count optimizer steps."""
+
+LearningRate = Annotated[float, Field(gt=0, le=10)]
+
+
 class OptimizerParams(Section):
     """The optimizer and the course of its learning rate; names as in Transformers' TrainingArguments."""
 
-    learning_rate: float = Field(gt=0, le=10)
+    learning_rate: LearningRate | Literal["auto"]
     lr_scheduler_type: Schedule
     lr_scheduler_kwargs: dict[str, bool | int | float | str] | None = None
     warmup_steps: float = Field(ge=0, description="steps; below 1: a fraction of all steps")
@@ -119,6 +125,18 @@ class OptimizerParams(Section):
             # `repr` gives the shortest text that reads back as the same number.
             found["optim_args"] = ",".join(f"{key}={value!r}" for key, value in values.items() if value is not None)
         return found
+
+
+def scaled_schedule(params: OptimizerParams, share: float) -> dict[str, Any]:
+    """The schedule of a training `share` times as long, as arguments of `TrainingArguments`: steps that are counted are
+    fewer, fractions stay."""
+    warmup = params.warmup_steps
+    kwargs = {
+        key: max(1, round(value * share)) if key in STEP_COUNTS and isinstance(value, int | float) else value
+        for key, value in (params.lr_scheduler_kwargs or {}).items()
+    }
+    found = {"warmup_steps": warmup if warmup < 1 else round(warmup * share)}
+    return found | ({} if params.lr_scheduler_kwargs is None else {"lr_scheduler_kwargs": kwargs})
 
 
 def layerwise_groups(

@@ -87,6 +87,7 @@ class PathsParams(Section):
     base_model: ProjectPath
     tokens: ProjectPath
     tokenize_plots: ProjectPath
+    find_lr_plots: ProjectPath
     tuned_model: ProjectPath
     curves: ProjectPath
     baseline_predictions: ProjectPath

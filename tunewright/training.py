@@ -206,6 +206,10 @@ class EpochOfSampler(TrainerCallback):
         self.sampler.set_epoch(int(state.epoch or 0))
 
 
+class Diverged(UserError):
+    """A training whose loss or gradient is no number any more."""
+
+
 class StopOnNaN(TrainerCallback):
     """Ends a training that has diverged: what is NaN once stays NaN, and the time is lost."""
 
@@ -214,7 +218,7 @@ class StopOnNaN(TrainerCallback):
     ) -> None:
         bad = [key for key in ("loss", "grad_norm", "eval_loss") if not math.isfinite(logs.get(key, 0.0))]
         if bad:
-            raise UserError(
+            raise Diverged(
                 f"training diverged: {bad[0]} is {logs[bad[0]]} at step {state.global_step}. "
                 f"Lower finetune.learning_rate (found {args.learning_rate:g}) "
                 f"or finetune.max_grad_norm (found {args.max_grad_norm:g})."

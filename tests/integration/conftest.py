@@ -103,7 +103,7 @@ PATHS = {
         (
             "hub_data", "quarantine", "data_docs", "drift_reference", "drift_plots", "data_passed", "tokenize_plots",
             "tuned_model", "curves", "baseline_predictions", "base_predictions", "predictions", "evaluate_plots",
-            "report_page", "model_passed", "export",
+            "find_lr_plots", "report_page", "model_passed", "export",
         ),
         "unused",
     ),

@@ -27,6 +27,7 @@ ORDER = [
     "gate_data",
     "fetch_model",
     "tokenize",
+    "find_lr",
     "finetune",
     "baseline",
     "evaluate_base",
@@ -39,7 +40,7 @@ ORDER = [
 STAGES = set(ORDER)
 FROM_VERDICT = {"verdict", "report", "gate_model", "export"}
 FROM_FINETUNE = {"finetune", "evaluate", *FROM_VERDICT}
-FROM_TOKENIZE = {"tokenize", "evaluate_base", *FROM_FINETUNE}
+FROM_TOKENIZE = {"tokenize", "find_lr", "evaluate_base", *FROM_FINETUNE}
 FROM_PREPARE = STAGES - {"fetch_data", "ingest", "validate", "fetch_model"}
 
 
@@ -125,7 +126,12 @@ class Change:
 
 
 CHANGES = [
-    Change("learning rate", set_param("finetune", learning_rate=2e-3), "finetune.learning_rate", FROM_FINETUNE),
+    Change(
+        "learning rate",
+        set_param("finetune", learning_rate=2e-3),
+        "finetune.learning_rate",
+        {"find_lr", *FROM_FINETUNE},
+    ),
     Change("split seed", set_param("prepare", split_seed=1), "prepare.split_seed", FROM_PREPARE),
     Change("one changed label", flip_one_label, "data/raw/movie_reviews", STAGES - {"fetch_data", "fetch_model"}),
     Change("max_length", set_param("tokenize", max_length=40), "tokenize.max_length", FROM_TOKENIZE),
@@ -145,7 +151,7 @@ CHANGES = [
         "a pin in requirements/train.txt",
         edit_text("requirements/train.txt", "datasets==", "# pinned again\ndatasets=="),
         "requirements/train.txt",
-        {"fetch_data", "fetch_model", "tokenize", "finetune", "evaluate_base", "evaluate", "report", "export"},
+        {"fetch_data", "fetch_model", "tokenize", "find_lr", "finetune", "evaluate_base", "evaluate", "report", "export"},
     ),
 ]
 

@@ -90,7 +90,11 @@ def paths(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> 
     Path("base").symlink_to(tiny_model)
     write_tokens(Path("tokens"))
     return FinetunePaths(
-        tokens=Path("tokens"), base_model=Path("base"), tuned_model=Path("tuned"), curves=Path("curves")
+        tokens=Path("tokens"),
+        base_model=Path("base"),
+        find_lr_report=Path("find_lr.json"),
+        tuned_model=Path("tuned"),
+        curves=Path("curves"),
     )
 
 

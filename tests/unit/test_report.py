@@ -205,6 +205,7 @@ def reports(
         "tokenize": TokenizeReport(max_length=64, splits=dict.fromkeys(sizes, lengths)),
         "finetune": FinetuneReport(
             finetuning_type="full",
+            learning_rate=1e-4,
             parameters=22713986,
             trainable_parameters=22713986,
             steps=40,
