@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -130,23 +130,14 @@ def run(
         timeout = [] if stage_timeout is None else [f"--stage-timeout={stage_timeout}"]
         with _told():
             raise typer.Exit(recipes.run(recipe, [f"--jobs={jobs}", *timeout]))
-    try:
-        with _told(), sole("run"):
-            _run(jobs, stage_timeout)
-        status = 0
-    except typer.Exit as ended:
-        status = ended.exit_code
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Prefect would wait at exit, a minute and more, for a server that is gone; all that is ours is on the disk.
-    os._exit(status)
+    with _ending(), _told(), sole("run"):
+        _run(jobs, stage_timeout)
 
 
 def _run(jobs: int, stage_timeout: float | None) -> None:
     from flows import console as progress
     from flows import summary
     from flows.graph import plan
-    from flows.server import Server, answers, settings, standing
     from tunewright.params import load_params
 
     load_params()
@@ -158,34 +149,11 @@ def _run(jobs: int, stage_timeout: float | None) -> None:
         summary.success(console)
         return
 
-    url = standing()
-    own = Server() if url is None and not os.environ.get("PREFECT_API_URL") else None
-    if own is not None:
-        os.environ.update(settings(own.api_url))
-    elif not os.environ.get("PREFECT_API_URL"):
-        os.environ.update(settings(f"{url}/api"))
-        console.print(f"Watch it: {url}")
-    # The console is ours; Prefect's own lines go to its pages.
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    try:
-        from flows.reproduce import drain, last_run, reproduce
+    with _server() as ready:
+        from flows.reproduce import last_run, reproduce
 
-        if own is not None:
-            own.wait()
-            console.print(f"Watch it while it runs: {own.ui_url}")
-        try:
-            state: Any = reproduce(jobs=jobs, stage_timeout_seconds=stage_timeout, return_state=True)
-        except Exception as error:
-            if answers(os.environ["PREFECT_API_URL"]):
-                raise
-            raise Unreachable(
-                "Prefect's server went away during the run. What the stages finished is recorded: run again."
-            ) from error
-        finally:
-            drain()
-    finally:
-        if own is not None:
-            own.stop()
+        ready()
+        state: Any = reproduce(jobs=jobs, stage_timeout_seconds=stage_timeout, return_state=True)
     told = last_run()
     if told["stages"]:
         states = [stage["state"] for stage in told["stages"]]
@@ -196,6 +164,104 @@ def _run(jobs: int, stage_timeout: float | None) -> None:
     if not told["stages"]:
         console.print(Text(state.message or "the flow failed", style="red"))
     raise typer.Exit(summary.failure(console, told["stages"]))
+
+
+@app.command(rich_help_panel=RUN)
+def sweep(
+    settings: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY=VALUES", help="1e-5,1e-4 or loguniform(1e-5,1e-3); once for each key."),
+    ],
+    name: Annotated[str | None, typer.Option(help="Of the sweep; by default that of its keys.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="How many; without, every combination.")] = None,
+    sampler: Annotated[
+        Literal["grid", "random", "tpe"] | None, typer.Option(help="grid, or with --trials Optuna's random or tpe.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="STAGE.KEY.KEY… of a report; by default the task's own on validation.")
+    ] = None,
+    direction: Annotated[Literal["maximize", "minimize"] | None, typer.Option(help="Of a metric of your own.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the sampler; by default that of params.yaml.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Trials at once.")] = 1,
+    trial_timeout: Annotated[
+        float | None, typer.Option("--trial-timeout", min=0.1, help="Seconds after which a trial is ended.")
+    ] = None,
+    apply_best: Annotated[bool, typer.Option("--apply-best", help="Write the best values into params.yaml.")] = False,
+) -> None:
+    """Try values of any params, each in a DVC experiment of its own; what has been tried is not run again."""
+    from flows import ranking
+    from flows.search import prepare
+
+    with _ending(), _told():
+        results = prepare(settings, name, trials, sampler, metric, direction, seed).results
+        with _server() as ready:
+            from flows.sweep import sweep as flow
+
+            ready()
+            state: Any = flow(
+                settings, name, trials, sampler, metric, direction, seed, jobs, trial_timeout, return_state=True
+            )
+        if not state.is_completed():
+            raise UserError(state.message or "the flow failed")
+        console.print(ranking.table(results))
+        console.print(Text(ranking.apply_best(results) if apply_best else ranking.advice(results)))
+
+
+@contextmanager
+def _server() -> Iterator[Callable[[], None]]:
+    """A Prefect server in the environment, while the block lasts: the one that it names, the standing one, or one of
+    our own. It gives what waits until that one answers: heavy imports go on meanwhile.
+
+    Raises
+        Unreachable  when it goes away.
+    """
+    from flows.server import Server, answers, settings, standing
+
+    url = standing()
+    own = Server() if url is None and not os.environ.get("PREFECT_API_URL") else None
+    if own is not None:
+        os.environ.update(settings(own.api_url))
+    elif not os.environ.get("PREFECT_API_URL"):
+        os.environ.update(settings(f"{url}/api"))
+        console.print(f"Watch it: {url}")
+    # The console is ours; Prefect's own lines go to its pages.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+
+    def ready() -> None:
+        if own is not None:
+            own.wait()
+            console.print(f"Watch it while it runs: {own.ui_url}")
+
+    try:
+        yield ready
+    except (UserError, typer.Exit):
+        raise
+    except Exception as error:
+        if answers(os.environ["PREFECT_API_URL"]):
+            raise
+        raise Unreachable(
+            "Prefect's server went away during the run. What the stages finished is recorded: run again."
+        ) from error
+    finally:
+        from flows.reproduce import drain
+
+        drain()
+        if own is not None:
+            own.stop()
+
+
+@contextmanager
+def _ending() -> Iterator[None]:
+    """End the process with the block, its exit status kept."""
+    status = 0
+    try:
+        yield
+    except typer.Exit as ended:
+        status = ended.exit_code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Prefect would wait at exit, a minute and more, for a server that is gone; all that is ours is on the disk.
+    os._exit(status)
 
 
 @app.command(rich_help_panel=DATA)

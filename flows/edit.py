@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.nodes import MappingNode
 
 MARK = "# init: "
 COLUMN = 37  # where the comments of params.yaml begin, less the two spaces before them
@@ -44,6 +45,46 @@ def replaced(text: str, values: Mapping[Place, Any]) -> str:
         indent = " " * key.start_mark.column
         lines[first : last + 1] = [line, *(indent + row for row in more)]
     return "\n".join(lines) + "\n"
+
+
+def with_values(text: str, values: Mapping[Place, Any]) -> str:
+    """The text with new values; a key that it lacks comes at the end of its section, a section at the end of the text.
+
+    Raises
+        KeyError  for a place inside something that is no section.
+    """
+    root = YAML(typ="safe", pure=True).compose(text)
+    known = {place: value for place, value in values.items() if _stands(root, place)}
+    text = replaced(text, known)
+    for place, value in values.items():
+        if place not in known:
+            text = _with_key(text, place, value)
+    return text
+
+
+def _with_key(text: str, place: Place, value: Any) -> str:
+    root = YAML(typ="safe", pure=True).compose(text)
+    while place[:-1] and not _stands(root, place[:-1]):
+        place, value = place[:-1], {place[-1]: value}
+    _, section = _entry(root, place[:-1])
+    if not isinstance(section, MappingNode):
+        raise KeyError(".".join(map(str, place)))
+    lines = text.splitlines()
+    if section.flow_style:
+        whole = dict(YAML(typ="safe", pure=True).load(text[section.start_mark.index : section.end_mark.index]))
+        return replaced(text, {place[:-1]: {**whole, place[-1]: value}})
+    head, *more = _dumped(value)
+    after = _end(section)[0] + 1
+    lines[after:after] = [" " * section.start_mark.column + row for row in (f"{place[-1]}:{head}", *more)]
+    return "\n".join(lines) + "\n"
+
+
+def _stands(root: Any, place: Place) -> bool:
+    try:
+        _entry(root, place)
+    except KeyError:
+        return False
+    return True
 
 
 def commented(text: str, reasons: Mapping[Place, str], mark: str = MARK) -> str:
@@ -79,7 +120,8 @@ def _entry(root: Any, place: Place) -> tuple[Any, Any]:
         if isinstance(part, int):
             mark = node = node.value[part]
         else:
-            mark, node = next(((key, value) for key, value in node.value if key.value == part), (None, None))
+            entries = node.value if isinstance(node, MappingNode) else []
+            mark, node = next(((key, value) for key, value in entries if key.value == part), (None, None))
             if node is None:
                 raise KeyError(".".join(map(str, place)))
     return mark, node

@@ -98,6 +98,16 @@ def ancestors(nodes: list[Node], name: str) -> set[str]:
     return found
 
 
+def cache_folder() -> Path:
+    """The folder of DVC's cache, the run cache inside it.
+
+    Raises
+        UserError  when DVC can't read the project, with the command that mends it.
+    """
+    with _repo() as repo:
+        return Path(repo.cache.local_cache_dir).resolve()
+
+
 def read_at(path: Path, revision: str) -> str:
     """The text of a file that git or DVC tracks, as it was in a revision, from the cache or else DVC's remote.
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO, Protocol
 
 import psutil
@@ -110,8 +111,15 @@ class Groups:
             end_dvc(process)
         self._warm.close()
 
-    def dvc(self, *arguments: str, on_line: Callable[[str], None], timeout_seconds: float | None) -> int:
-        """Run a `dvc` command to its end, each line of its output given to `on_line`; its exit status.
+    def dvc(
+        self,
+        *arguments: str,
+        on_line: Callable[[str], None],
+        timeout_seconds: float | None,
+        folder: Path | None = None,
+    ) -> int:
+        """Run a `dvc` command to its end, in that folder or the working one, each line of its output given to
+        `on_line`; its exit status.
 
         Raises
             subprocess.TimeoutExpired  after its whole group was ended.
@@ -120,7 +128,7 @@ class Groups:
         with self._lock:
             if not self._open:
                 raise Stopped
-            process = self._warm.dvc(*arguments)
+            process = self._warm.dvc(*arguments, folder=folder)
             self._alive.add(process)
         # A thread of its own, so that a process that left the group with our pipe can't keep us waiting.
         reader = threading.Thread(target=_each_line, args=(process.stdout, on_line), daemon=True)

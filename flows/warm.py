@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import IO, NoReturn
 
 _LARGEST_REQUEST = 65536
@@ -68,18 +69,20 @@ class Warm:
                 start_new_session=True,
             )
 
-    def dvc(self, *arguments: str) -> Forked:
-        """Start a `dvc` command in the working folder; its output, stderr and stdout together, is a pipe.
+    def dvc(self, *arguments: str, folder: Path | None = None) -> Forked:
+        """Start a `dvc` command in a folder, by default the working one; its output, stderr and stdout together, is a
+        pipe.
 
         Raises
             ConnectionError  when the warm process is gone.
         """
+        request = json.dumps([str((folder or Path()).resolve()), *arguments])
         output, output_theirs = os.pipe()
         status, status_theirs = os.pipe()
         theirs = [output_theirs, status_theirs]
         try:
             with self._one_at_a_time:
-                socket.send_fds(self._channel, [json.dumps(arguments).encode()], theirs)
+                socket.send_fds(self._channel, [request.encode()], theirs)
                 pid = self._channel.recv(16)
             if not pid:
                 raise ConnectionError("the process that starts DVC is gone")
@@ -111,13 +114,14 @@ def _serve(channel: socket.socket) -> None:
         if not request:
             return
         if os.fork() == 0:
-            _run(channel, json.loads(request), *descriptors)
+            folder, *arguments = json.loads(request)
+            _run(channel, folder, arguments, *descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
 
 
-def _run(channel: socket.socket, arguments: list[str], output: int, status_pipe: int) -> NoReturn:
-    """What a fork does: tell its number, run `dvc` with these arguments, and tell its status."""
+def _run(channel: socket.socket, folder: str, arguments: list[str], output: int, status_pipe: int) -> NoReturn:
+    """What a fork does: tell its number, run `dvc` in that folder with these arguments, and tell its status."""
     status = 1
     try:
         os.setsid()  # before it is known: whoever knows it may end its group
@@ -128,6 +132,7 @@ def _run(channel: socket.socket, arguments: list[str], output: int, status_pipe:
         for standard in (1, 2):
             os.dup2(output, standard)
         os.close(output)
+        os.chdir(folder)
         from dvc.cli import main
 
         status = main(arguments)

@@ -430,6 +430,155 @@ def drift_words(part: Mapping[str, Any]) -> str:
         return _svg(axes, f"Words of {part['name']} that moved most", told)
 
 
+def learning_rates(rungs: Sequence[Mapping[str, Any]], chosen: float) -> str:
+    """Validation loss against learning rate, a line for each round of successive halving; a cross on the upper edge for
+    what diverged."""
+    colours = (MUTED, THIRD, FIRST)
+    with _drawing(3.4) as axes:
+        for at, rung in enumerate(rungs):
+            found = sorted((trial["learning_rate"], trial["validation_loss"]) for trial in rung["trials"])
+            colour = colours[max(at - len(rungs) + len(colours), 0)]
+            kept = [point for point in found if point[1] is not None]
+            axes.plot(*zip(*kept, strict=True), color=colour, marker="o", markersize=5, label=f"{rung['steps']} steps")
+            lost = [rate for rate, loss in found if loss is None]
+            axes.plot(
+                lost,
+                [0.97] * len(lost),
+                color=SECOND,
+                marker="x",
+                linestyle="none",
+                transform=axes.get_xaxis_transform(),
+            )
+        axes.axvline(chosen, color=MUTED, linewidth=1, linestyle=(0, (3, 3)), label=f"chosen, {chosen:g}")
+        losses = [trial["validation_loss"] for rung in rungs for trial in rung["trials"] if trial["validation_loss"]]
+        if max(losses) > 10 * min(losses):
+            axes.set_yscale("log")
+        _log_on_x(axes)
+        axes.set(xlabel="learning rate", ylabel="validation loss")
+        _legend(axes, 4)
+        told = "; ".join(
+            f"{rung['steps']} steps at {trial['learning_rate']:g}: "
+            + ("diverged" if trial["validation_loss"] is None else f"{trial['validation_loss']:.4f}")
+            for rung in rungs
+            for trial in rung["trials"]
+        )
+        return _svg(axes, "Learning rates tried", told)
+
+
+def range_test(test: Mapping[str, Any], chosen: float) -> str:
+    """The loss of each step while the learning rate rises: advice, beside what was chosen without it."""
+    rates = test["learning_rates"]
+    with _drawing(3.4) as axes:
+        axes.plot(rates, test["losses"], color=MUTED, linewidth=1, label="loss of a step")
+        axes.plot(rates, test["smoothed"], color=FIRST, label="smoothed")
+        axes.axvline(chosen, color=SECOND, linewidth=1.2, linestyle=(0, (3, 3)), label=f"chosen, {chosen:g}")
+        low, high = min(test["smoothed"]), max(test["smoothed"])
+        axes.set_ylim(low - 0.1 * (high - low) - 1e-3, high + 0.1 * (high - low) + 1e-3)
+        _log_on_x(axes)
+        axes.set(xlabel="learning rate", ylabel="loss")
+        _legend(axes, 3)
+        ends = {"falls fastest": test["steepest"], "is lowest": test["lowest"]}
+        told = "; ".join(f"the loss {what} at {rate:g}" for what, rate in ends.items() if rate is not None)
+        return _svg(axes, "Learning rate range test", told or "the loss never falls")
+
+
+def sweep(trials: Sequence[tuple[Mapping[str, Any], float]], metric: str, maximize: bool) -> str:
+    """What trials reached: (values, metric) of each. Of one param that varies the metric against it; of several, a line
+    for each trial across an axis for each of them and one for the metric, the best one in colour."""
+    keys = [key for key in (trials[0][0] if trials else {}) if len({str(values[key]) for values, _ in trials}) > 1]
+    reached = [value for _, value in trials]
+    best = reached.index((max if maximize else min)(reached)) if trials else None
+    name = metric.removesuffix(".value").rpartition(".")[2]
+    told = "; ".join(
+        ", ".join(f"{key} {_value(values[key])}" for key in keys) + f": {value:.6g}" for values, value in trials
+    )
+    with _drawing(3.6, grid="y" if len(keys) == 1 else "x") as axes:
+        if len(keys) == 1:
+            places, ticks, log = _scale([values[keys[0]] for values, _ in trials])
+            axes.scatter(places, reached, s=34, color=MUTED, zorder=3)
+            axes.scatter(
+                [places[best]], [reached[best]], s=48, color=FIRST, zorder=4, label=f"best, {reached[best]:.6g}"
+            )
+            if log:
+                _log_on_x(axes)
+            elif ticks:
+                axes.set_xticks(*zip(*ticks.items(), strict=True))
+            axes.set(xlabel=keys[0], ylabel=name)
+            _legend(axes, 1)
+        elif keys:
+            _parallel(axes, [*keys, name], [[*(values[key] for key in keys), value] for values, value in trials], best)
+        else:
+            axes.axis("off")
+            only = f"all trials reached {reached[0]:.6g}" if trials else "no trial finished"
+            axes.text(0.5, 0.5, only if len(trials) != 1 else f"one trial: {reached[0]:.6g}", ha="center")
+        return _svg(axes, f"{metric} by what was tried" if trials else "No trial finished", told)
+
+
+def _parallel(axes: Any, names: Sequence[str], rows: Sequence[Sequence[Any]], best: int) -> None:
+    """Parallel coordinates: each axis from its lowest value to its highest, or with one place for each word."""
+    import math
+
+    columns = []
+    for at, name in enumerate(names):
+        places, ticks, log = _scale([row[at] for row in rows])
+        if log:
+            places = [math.log(place) for place in places]
+        low, high = min(places), max(places)
+        width = (high - low) or 1.0
+        columns.append([(place - low) / width for place in places])
+        marks = {word: (place - low) / width for place, word in ticks.items()} if ticks else {}
+        marks = marks or {_value(min(row[at] for row in rows)): 0.0, _value(max(row[at] for row in rows)): 1.0}
+        for word, height in marks.items():
+            axes.annotate(_short(word), (at, height), (5, 3), textcoords="offset points", fontsize=8.5, color=INK)
+        axes.annotate(_short(name.rpartition(".")[2]), (at, 1.13), ha="center", color=INK)
+    for row, heights in enumerate(zip(*columns, strict=True)):
+        ours = row == best
+        axes.plot(
+            range(len(names)), heights, color=FIRST if ours else MUTED, alpha=1.0 if ours else 0.45,
+            linewidth=2.4 if ours else 1.1, zorder=3 if ours else 2,
+        )  # fmt: skip
+    axes.set_xticks(range(len(names)), [""] * len(names))
+    axes.set_yticks([])
+    axes.set(xlim=(-0.1, len(names) - 0.6), ylim=(-0.06, 1.2))
+    axes.spines["bottom"].set_visible(False)
+
+
+def _scale(values: Sequence[Any]) -> tuple[list[float], dict[float, str], bool]:
+    """The place of each value on an axis, the words at its places, and whether the axis is logarithmic.
+
+    Numbers stand at themselves; anything else at one place for each word, in the order of their first appearance."""
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        log = min(values) > 0 and max(values) >= 10 * min(values)
+        return [float(value) for value in values], {}, log
+    words = list(dict.fromkeys(_value(value) for value in values))
+    return (
+        [float(words.index(_value(value))) for value in values],
+        {float(at): word for at, word in enumerate(words)},
+        False,
+    )
+
+
+def _value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def alone(svg: str) -> str:
+    """A picture of this module as a file that stands alone, in the page's colours, light or dark."""
+    light = ("#1a1f26", "#5b6673", "#dde2e8", "#2b5fd9", "#d97917", "#3f9a6b", "#ffffff")
+    dark = ("#e7eaee", "#9ba7b4", "#323a44", "#7da2ff", "#f2a654", "#74c79a", "#0d1220")
+    light_style, dark_style = (
+        "".join(f"{name[4:-1]}:{colour};" for name, colour in zip(CSS.values(), colours, strict=True))
+        for colours in (light, dark)
+    )
+    style = (
+        f"<style>:root{{{light_style}font-family:system-ui,sans-serif}}"
+        f"@media (prefers-color-scheme:dark){{:root{{{dark_style}background:#181c22}}}}</style>"
+    )
+    opening = svg.index(">") + 1
+    namespaced = svg[:opening].replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    return f"{namespaced}{style}{svg[opening:]}\n"
+
+
 def _interval(axes: Any, at: float, value: float, low: float, high: float, colour: str) -> None:
     axes.plot([low, high], [at, at], color=colour, linewidth=3, alpha=0.45, solid_capstyle="round")
     axes.plot([value], [at], color=colour, marker="o", markersize=7, linestyle="none")
@@ -452,14 +601,12 @@ def _percent_on_x(axes: Any) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
 
 
-def _numbers_on_x(axes: Any, in_percent: bool) -> None:
-    if in_percent:
-        _percent_on_x(axes)
-        return
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}".replace("-", "−"))
+
+
+def _log_on_x(axes: Any) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def _legend(axes: Any, columns: int) -> None:
