@@ -601,6 +601,13 @@ def _percent_on_x(axes: Any) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
 
 
+def _numbers_on_x(axes: Any, in_percent: bool) -> None:
+    if in_percent:
+        _percent_on_x(axes)
+        return
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}".replace("-", "−"))
 
 
