@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from ruamel.yaml import YAML
 
-from flows.edit import commented, replaced, without_marks
+from flows.edit import commented, replaced, with_values, without_marks
 
 TEXT = """\
 # The head.
@@ -78,6 +78,45 @@ def test_a_reason_goes_beside_its_key_or_above_it_and_can_be_taken_away() -> Non
     yaml = YAML(typ="safe", pure=True)
     assert yaml.load(new) == yaml.load(TEXT)
     assert without_marks(new) == TEXT
+
+
+def test_a_key_that_is_lacking_comes_at_the_end_of_its_section() -> None:
+    new = with_values(
+        TEXT,
+        {
+            ("seed",): 7,
+            ("task", "type"): "x",
+            ("ingest", "sources", 0, "bins", "low"): -0.5,
+            ("ingest", "later"): [1],
+            ("more", "a"): True,
+            ("more", "b"): {"c": None},
+        },
+    )
+    assert new == (
+        "# The head.\n"
+        "seed: 7           # a seed\n"
+        "task:\n"
+        "  labels:         # in order\n"
+        "    - a\n"
+        "    - b\n"
+        "  type: x\n"
+        "\n"
+        "# Of the sources.\n"
+        "ingest:\n"
+        "  sources:\n"
+        "    - name: x\n"
+        "      bins:       # none yet\n"
+        "        low: -0.5\n"
+        "  last: null\n"
+        "  later:\n"
+        "    - 1\n"
+        "more:\n"
+        "  a: true\n"
+        "  b:\n"
+        "    c: null\n"
+    )
+    with pytest.raises(KeyError, match=r"seed\.x"):
+        with_values(TEXT, {("seed", "x"): 1})
 
 
 def test_a_place_that_is_not_there_is_named() -> None:

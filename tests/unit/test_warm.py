@@ -35,6 +35,12 @@ def test_each_command_has_its_own_output_status_and_session(warm: Warm) -> None:
     assert bad.wait(60) != 0 and "--nonsense" in bad.stdout.read()
 
 
+def test_a_command_runs_in_the_folder_that_it_is_given(warm: Warm, tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    inside = warm.dvc("root", folder=Path("inner"))
+    assert inside.wait(60) == 0 and inside.stdout.read() == "..\n"
+
+
 def test_a_limit_and_the_end_of_a_whole_group(warm: Warm) -> None:
     process = warm.dvc("repro", "sleeper")
     while process.stdout.readline() != "asleep\n":
