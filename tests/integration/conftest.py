@@ -23,6 +23,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows.server import Server
+from tunewright.params import PathsParams
 
 STAGE = """
 from __future__ import annotations
@@ -93,22 +94,15 @@ STAGES = {
     "last": (("prepared", "base_model"), "tokens"),
 }
 PATHS = {
+    **dict.fromkeys(PathsParams.model_fields, "unused"),
     "raw": "raw.txt",
     "model_source": "source.txt",
     "ingested": "out/one.txt",
     "prepared": "out/two.txt",
     "base_model": "out/side.txt",
     "tokens": "out/last.txt",
-    **dict.fromkeys(
-        (
-            "hub_data", "quarantine", "data_docs", "drift_reference", "drift_plots", "data_passed", "tokenize_plots",
-            "tuned_model", "curves", "baseline_predictions", "base_predictions", "predictions", "evaluate_plots",
-            "find_lr_plots", "report_page", "model_passed", "export",
-        ),
-        "unused",
-    ),
     "reports": "reports",
-}  # fmt: skip
+}
 
 
 def environment(**more: str) -> dict[str, str]:
