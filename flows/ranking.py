@@ -41,10 +41,12 @@ def table(results: Path) -> Table:
 
 def apply_best(results: Path) -> str:
     """Write the best trial's values into params.yaml, all else as it stands; what was done, in words."""
-    best = _best(results)
+    found = read_json(results / "sweep.json")
+    best = found["trials"][found["best"]]["values"]
+    values = {varied["key"]: best[varied["key"]] for varied in found["space"]}
     text = PARAMS_FILE.read_text(encoding="utf-8")
-    new = written(text, best["values"])
-    named = ", ".join(f"{key} {shown(value)}" for key, value in best["values"].items())
+    new = written(text, values)
+    named = ", ".join(f"{key} {shown(value)}" for key, value in values.items())
     if new == text:
         return f"{PARAMS_FILE} has the best values already: {named}."
     write_text(PARAMS_FILE, new)
@@ -53,13 +55,9 @@ def apply_best(results: Path) -> str:
 
 def advice(results: Path) -> str:
     """Where things are, and how the best trial is taken over."""
+    found = read_json(results / "sweep.json")
+    best = found["trials"][found["best"]]["experiment"]
     return (
         f"{results / 'sweep.json'}, table.csv, plot.svg   all figures: dvc exp show   "
-        f"take the best over: --apply-best, or dvc exp apply {_best(results)['experiment']}"
+        f"take the best over: --apply-best, or dvc exp apply {best}"
     )
-
-
-def _best(results: Path) -> dict[str, Any]:
-    found = read_json(results / "sweep.json")
-    best: dict[str, Any] = found["trials"][found["best"]]
-    return best

@@ -151,7 +151,17 @@ CHANGES = [
         "a pin in requirements/train.txt",
         edit_text("requirements/train.txt", "datasets==", "# pinned again\ndatasets=="),
         "requirements/train.txt",
-        {"fetch_data", "fetch_model", "tokenize", "find_lr", "finetune", "evaluate_base", "evaluate", "report", "export"},
+        {
+            "fetch_data",
+            "fetch_model",
+            "tokenize",
+            "find_lr",
+            "finetune",
+            "evaluate_base",
+            "evaluate",
+            "report",
+            "export",
+        },
     ),
 ]
 
