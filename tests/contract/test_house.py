@@ -39,6 +39,7 @@ CHEAP = [
     "pre-commit install",
 ]
 IMPORTS = "tests/integration/test_imports.py"
+SWEEPS = "tests/integration/test_sweep.py"
 # What is long, or what would run this very suite, is run by another test or is how the tests are run.
 ELSEWHERE = {
     "make init DATA=my.csv": "Makefile",
@@ -67,6 +68,9 @@ ELSEWHERE = {
     "tunewright suggest-contract --write": "tests/integration/test_init.py",
     "tunewright run": "tests/integration/test_flow.py",
     "tunewright accept": "tests/integration/test_drift.py",
+    "tunewright sweep --set finetune.learning_rate=5e-5,1e-4,2e-4 --set finetune.weight_decay=0.0,0.01": SWEEPS,
+    'tunewright sweep --trials 20 --set "finetune.learning_rate=loguniform(1e-5,1e-3)"': SWEEPS,
+    "dvc exp show": SWEEPS,
     "tunewright run --jobs 1": "tests/integration/test_flow.py",
 }
 
