@@ -94,6 +94,7 @@ class ReportPaths(Paths):
     check_leaks_report: Dep
     fetch_model_report: Dep
     tokenize_report: Dep
+    find_lr_report: Dep
     finetune_report: Dep
     baseline_report: Dep
     evaluate_base_report: Dep
@@ -228,6 +229,10 @@ def _pictures(reports: Mapping[str, Any], steps: list[charts.RowStep], task: Tas
         ),
         "funnel": charts.row_funnel(steps),
     }
+    if (found := reports["find_lr"])["applies"]:
+        pictures["learning_rates"] = charts.learning_rates(found["rungs"], found["learning_rate"])
+        if found["range_test"]:
+            pictures["range_test"] = charts.range_test(found["range_test"], found["learning_rate"])
     if labels:
         shares = {split: prepare["splits"][split]["label_shares"] for split in SPLITS}
         pictures["labels"] = charts.label_shares(shares, labels)

@@ -487,7 +487,7 @@ def sweep(trials: Sequence[tuple[Mapping[str, Any], float]], metric: str, maximi
     for each trial across an axis for each of them and one for the metric, the best one in colour."""
     keys = [key for key in (trials[0][0] if trials else {}) if len({str(values[key]) for values, _ in trials}) > 1]
     reached = [value for _, value in trials]
-    best = reached.index((max if maximize else min)(reached)) if trials else None
+    best = reached.index((max if maximize else min)(reached)) if trials else 0
     name = metric.removesuffix(".value").rpartition(".")[2]
     told = "; ".join(
         ", ".join(f"{key} {_value(values[key])}" for key in keys) + f": {value:.6g}" for values, value in trials

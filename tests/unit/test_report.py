@@ -16,6 +16,7 @@ from stages.drift import DriftReport
 from stages.evaluate import EvaluateReport
 from stages.evaluate_base import EvaluateBaseReport
 from stages.fetch_model import FetchModelReport
+from stages.find_lr import FindLrReport, RangeTest, Rung, Trial
 from stages.finetune import FinetuneParams, FinetuneReport
 from stages.ingest import IngestReport
 from stages.prepare import PrepareParams, PrepareReport
@@ -203,6 +204,7 @@ def reports(
             sha256="b" * 64,
         ),
         "tokenize": TokenizeReport(max_length=64, splits=dict.fromkeys(sizes, lengths)),
+        "find_lr": FindLrReport(applies=False),
         "finetune": FinetuneReport(
             finetuning_type="full",
             learning_rate=1e-4,
@@ -385,6 +387,44 @@ def test_the_figures_stand_on_the_page(tmp_path):
         "drift_measures", "drift_labels", "drift_lengths", "drift_words",
         "Confusion matrix on test", "Reliability on test: confidence against accuracy",
     ]  # fmt: skip
+
+
+def test_learning_rates_that_were_tried_stand_on_the_page(tmp_path):
+    path, _ = make_page(tmp_path)
+    assert "was found by short trainings" not in path.read_text()
+    tried = [
+        Trial(learning_rate=1e-4, validation_loss=0.5, train_loss=0.6),
+        Trial(learning_rate=1e-5, validation_loss=0.7, train_loss=0.7),
+        Trial(learning_rate=10.0, validation_loss=None, train_loss=None, diverged_at_step=3),
+    ]
+    FindLrReport(
+        learning_rate=1e-4,
+        rungs=[Rung(steps=20, kept=1, trials=tried)],
+        steps=60,
+        validation_rows=32,
+        warnings=["it is the lowest"],
+        range_test=RangeTest(
+            learning_rates=[1e-5, 1e-4], losses=[0.7, 0.6], smoothed=[0.7, 0.65], steepest=1e-5, lowest=1e-4
+        ),
+    ).write(tmp_path / "find_lr.json")
+    report = draw(tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    assert {"learning_rates", "range_test"} <= {*report.pictures}
+    assert "0.0001, was found by short trainings: 60 steps over 1 round, ranked by the loss on 32 rows" in html
+    assert "It is the lowest" in html
+    assert "20 steps at 0.0001: 0.5000" in html and "20 steps at 10: diverged" in html
+    assert "the loss falls fastest at 1e-05; the loss is lowest at 0.0001" in html
+
+
+def test_a_sweep_is_drawn_against_one_param_or_across_several():
+    one = [({"lr": 10.0**-at, "r": 4}, 0.5 + 0.1 * at) for at in (5, 4, 3)]
+    svg = charts.alone(charts.sweep(one, "evaluate.metrics.accuracy.value", maximize=True))
+    assert svg.startswith("<svg xmlns=") and "--ink:#1a1f26" in svg and "best, 1" in svg
+    assert "lr 1e-05: 1; lr 0.0001: 0.9" in svg and "var(--first)" in svg
+    several = [({"lr": 1e-4, "kind": "a"}, 0.5), ({"lr": 1e-3, "kind": "b"}, 0.4), ({"lr": 1e-4, "kind": None}, 0.3)]
+    svg = charts.sweep(several, "finetune.best_metric", maximize=False)
+    assert "None" in svg and "lr 0.001, kind b: 0.4" in svg
+    assert "no trial finished" in charts.sweep([], "x", maximize=True)
 
 
 @pytest.fixture(scope="module")
