@@ -86,8 +86,6 @@ def test_a_grid_of_four_gives_four_experiments_and_its_best_is_applied(committed
     assert "params.yaml has the best values now: two.text bbb, one.text yy" in again.stdout
     text = (toy.folder / "params.yaml").read_text()
     assert "text: bbb" in text and "text: yy" in text and best in again.stdout
-    assert toy.tunewright("run").returncode == 0
-    assert toy.executed() == [] and set(toy.ended().values()) == {"Restored"}
 
 
 @pytest.mark.heavy
