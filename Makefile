@@ -12,7 +12,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 .DEFAULT_GOAL := help
-.PHONY: help init run why check serve deploy test test-all lint bench clean
+.PHONY: help init run why plan check serve deploy test test-all lint bench clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ run: $(READY) ## set everything up and run params.yaml; RECIPE=NAME: that of rec
 
 why: $(READY) ## which file or param will make which stage run again
 	@tunewright why
+
+plan: $(READY) ## what a run would do and take, before anything runs: stages, weights, memory, time
+	@tunewright plan
 
 check: $(READY) ## every fault of params.yaml at once
 	@tunewright check

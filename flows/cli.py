@@ -302,6 +302,28 @@ def why() -> None:
 
 
 @app.command(rich_help_panel=LOOK)
+def plan(
+    calibrate: Annotated[
+        bool | None,
+        typer.Option("--calibrate/--no-calibrate", help="Run some real steps; by default where all for it is here."),
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, max=1000, help="Real steps, after a warm-up.")] = 4,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Tell what a run would do and take: stages, rows, weights, memory, disk, time."""
+    from flows import plan as planning
+    from flows.plan_page import show
+    from tunewright.files import canonical_json
+
+    with _told():
+        found = planning.plan(calibrate, steps)
+        if as_json:
+            typer.echo(canonical_json(found), nl=False)
+        else:
+            show(console, found)
+
+
+@app.command(rich_help_panel=LOOK)
 def check() -> None:
     """List every fault of params.yaml at once, and whether the files that it names are there."""
     from flows.check import faults

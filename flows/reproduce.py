@@ -26,7 +26,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import console
+from flows import console, record
 from flows.graph import NEVER_RAN, Node, changes, plan
 from flows.processes import Groups, Stopped
 from tunewright.errors import UserError
@@ -188,7 +188,9 @@ def reproduce(jobs: int = 2, stage_timeout_seconds: float | None = None) -> Stat
         finally:
             stages = [run.ended.get(node.name, StageRun(node.name, "NotRun")) for node in nodes]
             seconds = round(time.perf_counter() - started, 3)
-            write_json(RUN_FILE, {"seconds": seconds, "stages": [asdict(ended) for ended in stages]})
+            told = [asdict(ended) for ended in stages]
+            write_json(RUN_FILE, {"seconds": seconds, "stages": told})
+            record.write(told, seconds)
         return _conclusion(stages, seconds)
 
 
@@ -201,7 +203,9 @@ def _conclusion(stages: list[StageRun], seconds: float) -> State[None]:
         for s in stages
     ]
     create_table_artifact(table=rows, key="reproduce-stages", description="How each stage ended, and why it ran")
-    create_markdown_artifact(f"**{summary}** in {seconds:.1f} s\n", key="reproduce-summary")
+    trained = record.against_plan(record.read())
+    finetune = f"\nfinetune: {trained}\n" if trained else ""
+    create_markdown_artifact(f"**{summary}** in {seconds:.1f} s\n{finetune}", key="reproduce-summary")
     failures = [ended for ended in stages if ended.state not in GOOD_STATES]
     if not failures:
         return Completed(message=summary)

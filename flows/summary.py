@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from flows import record
 from flows.processes import GRACE_SECONDS
 from tunewright.errors import EXIT_BAD_INPUT, EXIT_CRASH, EXIT_GATE_CLOSED, EXIT_STOPPED, EXIT_UNREACHABLE, UserError
 from tunewright.params import load_params
@@ -76,6 +77,8 @@ def success(console: Console) -> None:
             if margin := evaluate.get(f"margin_over_{other}"):
                 line += f"; margin {_interval(margin, signed=True)}"
         rows.append(("test", line))
+    if trained := record.against_plan(record.read()):
+        rows.append(("took", f"finetune {trained}"))
     for label, path in (
         ("model", Path(params.paths.tuned_model)),
         ("export", Path(params.paths.export)),

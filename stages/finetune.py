@@ -122,7 +122,7 @@ def run(
 
     from tunewright import compute
     from tunewright.batches import padded_to_real
-    from tunewright.training import Curves, history, resume_or_start
+    from tunewright.training import Curves, Speed, history, resume_or_start
 
     if params.learning_rate == "auto":
         params = params.model_copy(update={"learning_rate": _found_rate(paths.find_lr_report)})
@@ -131,9 +131,8 @@ def run(
     train, validation = (fitting.read_split(paths.tokens, split) for split in ("train", "validation"))
     folder = CHECKPOINTS / _key(paths, params, task, seed, num_threads)
     early_stopping = EarlyStoppingCallback(params.early_stopping_patience, params.early_stopping_threshold)
-    trainer = fitting.build(
-        task, paths.base_model, train, validation, params, seed, folder, [early_stopping, Curves(paths.curves)]
-    )
+    callbacks = [early_stopping, Curves(paths.curves), Speed(sum(train["length"]))]
+    trainer = fitting.build(task, paths.base_model, train, validation, params, seed, folder, callbacks)
     resume_or_start(trainer)
     model = trainer.model
     trainable = sum(weights.numel() for weights in model.parameters() if weights.requires_grad)

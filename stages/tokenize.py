@@ -22,8 +22,8 @@ from tunewright.gates import require_pass
 from tunewright.params import Section
 from tunewright.report import Report, RowAccount
 from tunewright.stage import Dep, Out, Paths, run_stage
-from tunewright.task import SAMPLE_WEIGHT, TaskType
-from tunewright.tokenizer import open_tokenizer
+from tunewright.task import TaskType
+from tunewright.tokenizer import open_tokenizer, token_table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,30 +93,18 @@ def run(paths: TokenizePaths, params: TokenizeParams, task: TaskType) -> Tokeniz
     with atomic_folder(paths.tokens) as folder:
         for split in SPLITS:
             rows = read_parquet(paths.prepared / f"{split}.parquet")
-            encoded = task.encode(rows, tokenizer, params.max_length)
-            kept = [len(ids) for ids in encoded["input_ids"]]
-            before = encoded.pop("tokens_before")
-            targets_before = encoded.pop("target_tokens_before", None)
-            if targets_before is not None:
-                targets[split] = _lengths(targets_before, [len(labels) for labels in encoded["labels"]])
-            of_row = encoded.pop("row", None)
-            source = rows if of_row is None else rows.take(of_row)
+            found = token_table(task, rows, tokenizer, params.max_length)
+            if found.target_lengths_before is not None:
+                kept = [len(labels) for labels in found.table.column("labels").to_pylist()]
+                targets[split] = _lengths(found.target_lengths_before, kept)
             rows_in += rows.num_rows
-            rows_kept += rows.num_rows if of_row is None else len(set(of_row))
-            if not kept:
+            rows_kept += found.rows_kept
+            if not found.table.num_rows:
                 raise UserError(f"{paths.prepared / split}.parquet: none of its rows holds anything to learn.")
-            columns = {
-                "row_id": source.column("row_id"),
-                "input_ids": pa.array(encoded.pop("input_ids"), type=pa.list_(pa.int32())),
-                **{name: pa.array(values) for name, values in encoded.items()},
-                "length": pa.array(kept, type=pa.int32()),
-            }
-            if SAMPLE_WEIGHT in source.column_names:
-                columns[SAMPLE_WEIGHT] = source.column(SAMPLE_WEIGHT).cast(pa.float64())
-            table = pa.table(columns)
+            table = found.table
             with pa.OSFile(str(folder / f"{split}.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as out:
                 out.write_table(table.combine_chunks())
-            splits[split] = _lengths(before, kept, params.max_length)
+            splits[split] = _lengths(found.lengths_before, table.column("length").to_pylist(), params.max_length)
     _write_plot(splits, paths.tokenize_plots)
     dropped = {"nothing_to_learn": rows_in - rows_kept} if rows_in > rows_kept else {}
     return TokenizeReport(

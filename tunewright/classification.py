@@ -58,6 +58,16 @@ def regressor(folder: Path, numbers: dict[str, float], settings: dict[str, Any])
     return model
 
 
+def new_classifier(config: Any, labels: list[str], problem_type: str) -> Any:
+    """A sequence classifier with new weights throughout, of a body's config."""
+    from transformers import AutoModelForSequenceClassification
+
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: position for position, label in enumerate(labels)}
+    config.problem_type = problem_type
+    return AutoModelForSequenceClassification.from_config(config)
+
+
 def classifier_head(model: Any) -> list[Any]:
     """Everything that is no part of the pretrained body, and the body's pooler: it feeds only the head."""
     body = model.base_model

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from tunewright.errors import UserError
 
-SUFFIX = ".gguf"
 MAGIC = b"GGUF"
 
 

@@ -84,6 +84,7 @@ class PathsParams(Section):
     drift_reference: ProjectPath = Field(description="the profile of the data last accepted; git tracks it")
     drift_plots: ProjectPath
     data_passed: ProjectPath
+    model_choice: ProjectPath
     base_model: ProjectPath
     tokens: ProjectPath
     tokenize_plots: ProjectPath

@@ -75,6 +75,14 @@ class Paths(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+_told: dict[str, Any] = {}
+
+
+def tell(**facts: Any) -> None:
+    """Add to the story of this stage's run what belongs to the run and not to its content, such as its speed."""
+    _told.update(facts)
+
+
 def run_file(stage: str) -> Path:
     """Where the story of a stage's latest run stands."""
     return STATE / "runs" / f"{stage}.json"
@@ -129,6 +137,7 @@ def run_stage(run: Callable[..., Report]) -> None:
             report = run(**arguments(run, params))
             report.write(params.path(f"{stage}_report"))
             story["work_seconds"] = round(time.perf_counter() - work, 3)
+            story |= _told
     except UserError as error:
         story.update(outcome=error.outcome, message=_masked(str(error), params))
         status = error.exit_status
@@ -145,7 +154,7 @@ def run_stage(run: Callable[..., Report]) -> None:
         else:
             story.update(outcome="crash", message=_masked(f"{type(error).__name__}: {error}", params))
             print(_masked(traceback.format_exc(), params), end="", file=sys.stderr)
-    story.update(process_seconds=round(time.perf_counter() - started, 3), peak_memory_mb=_peak_memory_mb())
+    story.update(process_seconds=round(time.perf_counter() - started, 3), peak_memory_mb=peak_memory_mb())
     write_json(run_file(stage), story)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -215,8 +224,8 @@ def _out_of_memory(error: Exception) -> bool:
     )
 
 
-def _peak_memory_mb() -> int:
-    """Of this process alone: on Linux ru_maxrss begins with that of the process that started it."""
+def peak_memory_mb() -> int:
+    """Of this process alone, so far: on Linux ru_maxrss begins with that of the process that started it."""
     import resource
 
     status = Path("/proc/self/status")

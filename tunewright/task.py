@@ -25,6 +25,7 @@ SAMPLE_WEIGHT = "sample_weight"
 """A column of numbers that weighs the rows in training, where the prepared rows have it."""
 
 LabelKind = Literal["one", "set", "sequence", "number", "none"]
+Architecture = Literal["encoder", "decoder", "encoder_decoder"]
 
 NAMED: frozenset[LabelKind] = frozenset({"one", "set"})
 """The kinds of label that name a row as a whole: only of them are there shares, rates by group, and names to leak."""
@@ -68,6 +69,8 @@ class TaskType:
     """What `label` holds. one: a name of `task.labels`. set: a list of them, sorted as in `task.labels`. sequence: a
     list of them in the file's order, one for each word of `text` (words stand between single spaces). number: float64.
     none: there is no such column."""
+    architectures: ClassVar[tuple[Architecture, ...]] = ("encoder",)
+    """The kinds of base models that the job can be done with, the fittest first: `choose_model` asks for them."""
     metric_names: ClassVar[tuple[str, ...]]
     """What `statistics` gives. The first decides: margins over the baseline are its."""
     lower_is_better: ClassVar[frozenset[str]] = frozenset()

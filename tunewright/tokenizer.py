@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.files import read_json
+from tunewright.task import SAMPLE_WEIGHT
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from tokenizers import Tokenizer
+
+    from tunewright.task import TaskType
 
 
 @dataclass(frozen=True)
@@ -51,3 +55,39 @@ def open_tokenizer(folder: Path) -> ModelTokenizer:
     if (folder / "chat_template.jinja").is_file():
         template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
     return ModelTokenizer(Tokenizer.from_file(str(folder / "tokenizer.json")), special, template)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a task's `encode` made of some rows."""
+
+    table: pa.Table
+    """row_id, input_ids, labels, length, and what else `encode` gives; a column of sample weights goes along."""
+    lengths_before: list[int]
+    """In tokens, before truncation: one for each row of the table."""
+    rows_kept: int
+    """Of the rows, those that gave at least one row of the table."""
+    target_lengths_before: list[int] | None
+    """The same of what is to be written; None where the labels are no text of their own."""
+
+
+def token_table(task: TaskType, rows: pa.Table, tokenizer: ModelTokenizer, max_length: int) -> Tokens:
+    """Rows → what `tokenize` writes of them."""
+    import pyarrow as pa
+
+    encoded = task.encode(rows, tokenizer, max_length)
+    kept = [len(ids) for ids in encoded["input_ids"]]
+    before: list[int] = encoded.pop("tokens_before")
+    targets_before: list[int] | None = encoded.pop("target_tokens_before", None)
+    of_row = encoded.pop("row", None)
+    source = rows if of_row is None else rows.take(of_row)
+    columns = {
+        "row_id": source.column("row_id"),
+        "input_ids": pa.array(encoded.pop("input_ids"), type=pa.list_(pa.int32())),
+        **{name: pa.array(values) for name, values in encoded.items()},
+        "length": pa.array(kept, type=pa.int32()),
+    }
+    if SAMPLE_WEIGHT in source.column_names:
+        columns[SAMPLE_WEIGHT] = source.column(SAMPLE_WEIGHT).cast(pa.float64())
+    rows_kept = rows.num_rows if of_row is None else len(set(of_row))
+    return Tokens(pa.table(columns), before, rows_kept, targets_before)

@@ -33,6 +33,7 @@ from tunewright.compute import decoder_inputs
 from tunewright.errors import UserError
 from tunewright.losses import IGNORED, Loss
 from tunewright.optimizers import layerwise_groups
+from tunewright.stage import tell
 from tunewright.task import SAMPLE_WEIGHT
 from tunewright.tuning import layers
 
@@ -254,6 +255,32 @@ class Curves(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.live.end()
+
+
+class Speed(TrainerCallback):
+    """Tells the run's story how fast it was: of a resumed run, what was done since."""
+
+    def __init__(self, tokens_per_epoch: int) -> None:
+        self.tokens_per_epoch = tokens_per_epoch
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.started, self.first_step, self.first_epoch = time.monotonic(), state.global_step, state.epoch or 0.0
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        seconds = time.monotonic() - self.started
+        tokens = round(self.tokens_per_epoch * ((state.epoch or 0.0) - self.first_epoch))
+        tell(
+            training={
+                "steps": state.global_step - self.first_step,
+                "tokens": tokens,
+                "seconds": round(seconds, 3),
+                "tokens_per_second": round(tokens / seconds, 1),
+            }
+        )
 
 
 class Progress(TrainerCallback):

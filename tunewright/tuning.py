@@ -135,10 +135,13 @@ def dropout(folder: Path, hidden: float | None, attention: float | None) -> dict
     return settings
 
 
-def _four_bits() -> dict[str, Any]:
-    """Settings of `from_pretrained` for 4-bit weights, as in QLoRA (Dettmers et al. 2023): NF4, quantized twice."""
+def check_four_bits() -> None:
+    """Refuse qlora where it can't run.
+
+    Raises
+        UserError  without an NVIDIA GPU or without bitsandbytes.
+    """
     import torch
-    from transformers import BitsAndBytesConfig
 
     if not torch.cuda.is_available():
         raise UserError(
@@ -150,6 +153,14 @@ def _four_bits() -> dict[str, Any]:
             "finetune.finetuning_type: qlora needs the package bitsandbytes, which is not installed. "
             "Install it (`pip install bitsandbytes`), or take lora."
         )
+
+
+def _four_bits() -> dict[str, Any]:
+    """Settings of `from_pretrained` for 4-bit weights, as in QLoRA (Dettmers et al. 2023): NF4, quantized twice."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    check_four_bits()
     half = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,

@@ -28,8 +28,10 @@ def test_help_groups_the_commands_by_what_a_user_wants() -> None:
         "Look before you run",
         "Schedules, and a page to watch runs",
     ]
-    assert re.findall(r"^│ (init|suggest-contract|accept|run|sweep|why|check|serve|deploy) ", shown, re.MULTILINE) == [
-        "init", "suggest-contract", "accept", "run", "sweep", "why", "check", "serve", "deploy",
+    assert re.findall(
+        r"^│ (init|suggest-contract|accept|run|sweep|why|plan|check|serve|deploy) ", shown, re.MULTILINE
+    ) == [
+        "init", "suggest-contract", "accept", "run", "sweep", "why", "plan", "check", "serve", "deploy",
     ]  # fmt: skip
 
 

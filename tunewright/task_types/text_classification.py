@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from tunewright import params as params_module
-from tunewright.classification import classifier, classifier_head, distinct, padded, tokenized
+from tunewright.classification import classifier, classifier_head, distinct, new_classifier, padded, tokenized
 from tunewright.task import Baseline, LabelKind, Predicting, TaskType
 
 if TYPE_CHECKING:
@@ -53,6 +53,10 @@ class Task(TaskType):
     def load_model(self, folder: Path, settings: dict[str, Any]) -> Any:
         """A sequence classifier whose outputs carry the real label names."""
         return classifier(folder, self.params.labels, settings)
+
+    def from_config(self, config: Any) -> Any:
+        """The same with new weights."""
+        return new_classifier(config, self.params.labels, "single_label_classification")
 
     def head_modules(self, model: Any) -> list[Any]:
         """Everything that is no part of the pretrained body, and the body's pooler: it feeds only the head."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from tunewright import params as params_module
-from tunewright.classification import classifier_head, padded, regressor, tokenized
+from tunewright.classification import classifier_head, new_classifier, padded, regressor, tokenized
 from tunewright.task import Baseline, LabelKind, Predicting, TaskType
 
 if TYPE_CHECKING:
@@ -60,6 +60,11 @@ class Task(TaskType):
         """A sequence classifier of one output, learned by its squared error."""
         numbers = {"label_offset": self.params.label_offset, "label_scale": self.params.label_scale}
         return regressor(folder, numbers, settings)
+
+    def from_config(self, config: Any) -> Any:
+        """The same with new weights."""
+        config.label_offset, config.label_scale = self.params.label_offset, self.params.label_scale
+        return new_classifier(config, ["LABEL_0"], "regression")
 
     def head_modules(self, model: Any) -> list[Any]:
         """Everything that is no part of the pretrained body, and the body's pooler: it feeds only the head."""
