@@ -131,9 +131,9 @@ def test_a_sweep_that_was_ended_goes_on_where_it_was(committed: Any, wait_for: A
         process = toy.start("sweep", *settings)
         wait_for(lambda: list(clones.glob("*/.tunewright/asleep")), 120)
         process.send_signal(number)
-        process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=60)
         wait_for(lambda: inside(toy.folder) == [])
-        assert process.returncode == (130 if number == signal.SIGTERM else -signal.SIGKILL)
+        assert process.returncode == (130 if number == signal.SIGTERM else -signal.SIGKILL), output
     (clone,) = clones.iterdir()
     (clone / "mark").touch()
     done = toy.tunewright("sweep", *settings, "--trial-timeout", "20")
@@ -161,7 +161,7 @@ def test_optuna_s_trials_are_met_again(committed: Any) -> None:
 @pytest.mark.heavy
 def test_learning_rates_of_a_real_training(project: Project) -> None:
     settings = ("--set", "finetune.learning_rate=1e-5,1e-3", "--name", "rates")
-    project.tunewright("sweep", *settings, "--apply-best")
+    project.run("python", "-m", "flows.cli", "sweep", *settings, "--apply-best", timeout=900)
     found = json.loads((project.root / "reports/sweeps/rates/sweep.json").read_text())
     assert found["metric"] == "evaluate.splits.validation.metrics.accuracy.value"
     one, two = found["trials"]
