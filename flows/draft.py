@@ -316,7 +316,7 @@ def _candidate(standing: str) -> tuple[str, str]:
     small = "small enough for a first run without a GPU, and in a package: nothing to download"
     if _folder_of(standing) is not None:
         return standing, small
-    made = {"base", "tuned", "export"}
+    made = {"fetched", "base", "tuned", "export"}
     local = [file.parent for file in sorted(Path("models").glob("*/config.json")) if file.parent.name not in made]
     return (f"./{local[0].as_posix()}", "the model folder that is here") if local else (standing, small)
 

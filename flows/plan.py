@@ -47,7 +47,7 @@ PLAN_FILE = STATE / "plan.json"
 """The latest plan, whole."""
 SAMPLE = 10_000  # records that are read as rows, up to twice as many; and rows that are tokenized
 RECORD_BYTES = 1 << 22  # of one record, beside its text
-SHAPING = ("num_threads", "task", "ingest", "prepare", "fetch_model", "tokenize", "finetune")
+SHAPING = ("num_threads", "task", "ingest", "prepare", "fetch_model", "init_model", "tokenize", "finetune")
 MUCH_TRUNCATION = 0.05
 GB = 1e9
 NEARLY_ALL = 0.9  # of the free memory: beyond, no step is tried
@@ -243,7 +243,7 @@ def _base(params: Params, nodes: list[Node], moving: set[str], rows: Rows, folde
     job.reports["ingest"] = job.reports["fetch_data"] = Report()
     write_json(job.path("ingest_report"), {"rows": {"rows_kept": rows.ingested}})
     chosen = _quietly(job, "choose_model")
-    name: str = chosen.model_name_or_path
+    name: str = chosen.model_name_or_path or "from scratch"
     passed_over = {found.model_name_or_path: found.refused for found in chosen.candidates if found.refused}
 
     def made(folder: Path | None, how: str, has_weights: bool = True) -> Base:
@@ -252,6 +252,11 @@ def _base(params: Params, nodes: list[Node], moving: set[str], rows: Rows, folde
     base = params.path("base_model")
     if _producer(nodes, params.paths.base_model) not in moving:
         return made(base, f"{base}, which is up to date")
+    if chosen.model_name_or_path is None:
+        return made(None, "not here yet: `dvc repro init_model` makes it, with a tokenizer trained on train")
+    fetched = params.path("fetched_model")
+    if _producer(nodes, params.paths.fetched_model) not in moving:
+        return made(fetched, f"{fetched}, which is up to date")
     if base_models.is_hub_id(name):
         return made(None, "not here yet: `dvc repro fetch_model` fetches it")
     at = base_models.local_model(name, params.path("model_source"))

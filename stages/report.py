@@ -93,6 +93,7 @@ class ReportPaths(Paths):
     drift_report: Dep
     check_leaks_report: Dep
     fetch_model_report: Dep
+    init_model_report: Dep
     tokenize_report: Dep
     find_lr_report: Dep
     finetune_report: Dep

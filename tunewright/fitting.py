@@ -118,12 +118,16 @@ def build(
     dropout = tuning.dropout(base_model, params.hidden_dropout_prob, params.attention_probs_dropout_prob)
     base = tuning.load(task, base_model, dropout, params)
     model = tuning.prepare(base, task, params, longest)
+    pad_token_id = model.config.pad_token_id or 0
     return make_trainer(
         model,
         {**params.arguments(), "output_dir": str(folder), "seed": seed, **arguments},
         train,
         validation,
-        collate=lambda rows: _collate(task, rows, model.config.pad_token_id or 0),
+        collate=lambda rows: _weighed(task.collate(rows, pad_token_id), rows),
+        collate_for_training=lambda rows, epoch: _weighed(
+            task.collate_for_training(rows, pad_token_id, seed, epoch), rows
+        ),
         compute_metrics=task.compute_metrics if task.watch_metrics else None,
         callbacks=callbacks,
         keep_checkpoints=params.save_total_limit,
@@ -167,10 +171,10 @@ def _precision(params: TrainingParams) -> dict[str, bool]:
     return {"bf16": params.bf16, "fp16": params.fp16, "use_cpu": not torch.cuda.is_available()}
 
 
-def _collate(task: TaskType, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Any]:
+def _weighed(batch: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The batch with its rows' weights, where they have some."""
     import torch
 
-    batch = task.collate(rows, pad_token_id)
     if SAMPLE_WEIGHT in rows[0]:
         batch[SAMPLE_WEIGHT] = torch.tensor([row[SAMPLE_WEIGHT] for row in rows])
     return batch

@@ -128,7 +128,8 @@ def _class_weights(params: LossParams, classes: int, labels: Any, *, of_tokens: 
     asked = params.class_weights
     if asked == "none":
         return None
-    if of_tokens:
+    flat = np.hstack(list(labels))
+    if of_tokens or flat.max() >= classes:  # as of masked tokens, whose model says nothing of classes
         raise UserError(
             "finetune.class_weights: a language model's classes are its whole vocabulary. Set class_weights: none."
         )
@@ -139,7 +140,6 @@ def _class_weights(params: LossParams, classes: int, labels: Any, *, of_tokens: 
                 "in the order of task.labels."
             )
         return asked
-    flat = np.hstack(list(labels))
     counts = np.bincount(flat[flat != IGNORED], minlength=classes)
     if not counts.all():
         missing = [int(at) for at in np.flatnonzero(counts == 0)]

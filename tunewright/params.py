@@ -85,6 +85,7 @@ class PathsParams(Section):
     drift_plots: ProjectPath
     data_passed: ProjectPath
     model_choice: ProjectPath
+    fetched_model: ProjectPath
     base_model: ProjectPath
     tokens: ProjectPath
     tokenize_plots: ProjectPath

@@ -109,6 +109,13 @@ class TaskType:
         """Rows of one batch → padded tensors: input_ids (B, T), attention_mask (B, T), labels."""
         raise NotImplementedError
 
+    def collate_for_training(
+        self, rows: list[dict[str, Any]], pad_token_id: int, seed: int, epoch: int
+    ) -> dict[str, Any]:
+        """`collate` in an epoch (from 0) of a training with this seed, for a job that draws its inputs anew in each.
+        It depends on its arguments and on nothing else, so that a training that was killed ends with the same bytes."""
+        return self.collate(rows, pad_token_id)
+
     # --- the model
 
     def load_model(self, folder: Path, settings: dict[str, Any]) -> Any:
@@ -116,8 +123,13 @@ class TaskType:
         raise NotImplementedError
 
     def from_config(self, config: Any) -> Any:
-        """A model with new weights, of an `AutoConfig`: training from scratch."""
-        raise NotImplementedError
+        """A model with new weights, of an `AutoConfig`, for training from scratch; None where the body alone will do,
+        because what is on top of it is new whatever the base model.
+
+        Raises
+            ValueError  where the architecture has no such model, or can't be built as its config says.
+        """
+        return None
 
     def head_modules(self, model: Any) -> list[Any]:
         """The modules that `finetuning_type: head` trains: what is new on top of the pretrained body."""

@@ -38,6 +38,8 @@ from tunewright.task import SAMPLE_WEIGHT
 from tunewright.tuning import layers
 
 WEIGHTS = "model.safetensors"
+CollateForTraining = Callable[[list[dict[str, Any]], int], dict[str, Any]]
+"""Rows and an epoch (from 0) → a batch."""
 HISTORY_KEYS = ("loss", "grad_norm", "learning_rate")
 
 
@@ -64,9 +66,13 @@ class ExactTrainer(Trainer):
     - A checkpoint holds the weights that are trained; the others are those of the base model.
     - Evaluation computes rows sorted by length.
     - Gradients accumulated over some batches are as long as that of one large batch.
+    - A batch of training may depend on its epoch, and on nothing else that a killed run would forget.
 
     layerwise_lr_decay: see `optimizers.layerwise_groups`.   loss: in place of the model's own.
+    collate_for_training: of the rows and the epoch; without it `data_collator` serves training too.
     """
+
+    data_collator: Any
 
     def __init__(
         self,
@@ -74,11 +80,13 @@ class ExactTrainer(Trainer):
         keep_checkpoints: int,
         loss: Loss | None = None,
         layerwise_lr_decay: float | None = None,
+        collate_for_training: CollateForTraining | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, compute_loss_func=loss, **kwargs)
         self.keep_checkpoints = keep_checkpoints
         self.layerwise_lr_decay = layerwise_lr_decay
+        self.collate_for_training = collate_for_training
         # The set that Trainer hands to its samplers can have lost the column, so lengths are taken from ours.
         self.train_sampler = LengthGroupedSampler(
             self.train_dataset["length"], self.args.per_device_train_batch_size, self.args.seed
@@ -131,6 +139,18 @@ class ExactTrainer(Trainer):
         items = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         loss = self.compute_loss_func(outputs.logits, labels, weights) / items
         return (loss, outputs) if return_outputs else loss
+
+    def get_train_dataloader(self) -> Any:
+        collate = self.collate_for_training
+        if collate is None:
+            return super().get_train_dataloader()
+        ours = self.data_collator
+        # Asked when the batch is made: by then the sampler has been told the epoch.
+        self.data_collator = lambda rows: collate(rows, self.train_sampler.epoch)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = ours
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         return self.train_sampler
@@ -313,6 +333,7 @@ def make_trainer(
     keep_checkpoints: int,
     loss: Loss | None = None,
     layerwise_lr_decay: float | None = None,
+    collate_for_training: CollateForTraining | None = None,
 ) -> ExactTrainer:
     """A Trainer with what every exact run needs, around the user's own `arguments`, which come before it.
 
@@ -351,6 +372,7 @@ def make_trainer(
         keep_checkpoints=keep_checkpoints,
         loss=loss,
         layerwise_lr_decay=layerwise_lr_decay,
+        collate_for_training=collate_for_training,
     )
     trainer.add_callback(EpochOfSampler(trainer.train_sampler))
     # Trainer adds a callback that prints every log as a dict: Progress says the same in words.

@@ -19,7 +19,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 RECIPES = [
     "dialogue",
+    "finetune_pretrained",
     "language_model",
+    "pretrain_decoder",
+    "pretrain_encoder",
     "purposes",
     "python_names",
     "rating",
@@ -40,6 +43,7 @@ CHEAP = [
 ]
 IMPORTS = "tests/integration/test_imports.py"
 SWEEPS = "tests/integration/test_sweep.py"
+FROM_SCRATCH = "tests/integration/test_from_scratch.py"
 # What is long, or what would run this very suite, is run by another test or is how the tests are run.
 ELSEWHERE = {
     "make init DATA=my.csv": "Makefile",
@@ -62,6 +66,10 @@ ELSEWHERE = {
     "dvc config --local db.shop.url sqlite:///shop.db": IMPORTS,
     'dvc import-db --conn shop --sql "select * from reviews order by id" --out data/raw/reviews.csv': IMPORTS,
     "dvc import ../other reviews.csv --out data/raw/reviews.csv": IMPORTS,
+    "make run RECIPE=pretrain_encoder": FROM_SCRATCH,
+    "make run RECIPE=finetune_pretrained": FROM_SCRATCH,
+    "make run RECIPE=pretrain_decoder": FROM_SCRATCH,
+    "dvc import ../pretraining models/export --out models/pretrained": FROM_SCRATCH,
     "dvc pull": IMPORTS,
     "pip install --constraint requirements/constraints.txt --requirement requirements/imports.txt": "Makefile",
     "tunewright init my.csv": "tests/integration/test_init.py",

@@ -41,7 +41,7 @@ def here(place: tuple[int | str, ...]) -> str:
     for part in place:
         try:
             value = value[part]
-        except (KeyError, IndexError):
+        except (KeyError, IndexError, TypeError):
             return "–"
     if section_at(MODEL, (*place, 0)) is not None:
         return f"{len(value)} of them"

@@ -27,6 +27,7 @@ ORDER = [
     "gate_data",
     "choose_model",
     "fetch_model",
+    "init_model",
     "tokenize",
     "find_lr",
     "finetune",
@@ -155,6 +156,7 @@ CHANGES = [
         {
             "fetch_data",
             "fetch_model",
+            "init_model",
             "tokenize",
             "find_lr",
             "finetune",
@@ -282,7 +284,7 @@ class TestBadInput:
         assert found.returncode != 0
         assert "pytorch_model.bin" in found.stderr + found.stdout
         assert "Traceback" not in found.stderr + found.stdout
-        assert not (project.root / "models/base").exists()
+        assert not (project.root / "models/fetched").exists()
         assert read_json(project.run_file("fetch_model"))["outcome"] == "bad_input"
 
 

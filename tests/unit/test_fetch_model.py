@@ -18,7 +18,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def fetch(tmp_path: Path, name: str, source: Path | str = ".", licence: str | None = None, revision: str | None = None):
     choice = tmp_path.with_suffix(".json")
     write_json(choice, {"model_name_or_path": name, "model_revision": revision, "license": licence})
-    return run(FetchModelPaths(model_source=Path(source), model_choice=choice, base_model=tmp_path / "base"))
+    return run(FetchModelPaths(model_source=Path(source), model_choice=choice, fetched_model=tmp_path / "base"))
 
 
 @pytest.fixture

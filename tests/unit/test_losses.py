@@ -93,6 +93,7 @@ def test_the_models_own_loss_is_left_alone_unless_asked():
         ([0, 0], {"class_weights": "balanced"}, r"labels \[1\] of task.labels"),
         ([0, 1], {"class_weights": [1.0]}, "found 1 weights; expected one for each of the 2 labels"),
         ([[0.0, 1.0]], {"class_weights": "balanced", "problem": "multi_label_classification"}, "multi label"),
+        ([[5, -100]], {"class_weights": "balanced"}, "a language model's classes are its whole vocabulary"),
         ([0.5], {"loss": "focal", "focal_gamma": 1.0, "problem": "regression"}, "this task is regression"),
         ([0.5], {"label_smoothing_factor": 0.1, "problem": "regression"}, "label_smoothing_factor: 0.0"),
     ],

@@ -19,6 +19,7 @@ from stages.fetch_model import FetchModelReport
 from stages.find_lr import FindLrReport, RangeTest, Rung, Trial
 from stages.finetune import FinetuneParams, FinetuneReport
 from stages.ingest import IngestReport
+from stages.init_model import InitModelReport
 from stages.prepare import PrepareParams, PrepareReport
 from stages.report import SECTIONS, ReportParams, ReportPaths, ReportReport, _steps, run
 from stages.tokenize import TokenizeReport
@@ -194,6 +195,7 @@ def reports(
             limits={"psi_warn": 0.1, "psi_fail": 0.25, "js_warn": 0.02, "js_fail": 0.05},
             findings=[],
         ),
+        "init_model": InitModelReport(applies=False),
         "fetch_model": FetchModelReport(
             model_name_or_path="package:base/model",
             model_revision=None,
