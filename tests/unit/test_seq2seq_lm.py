@@ -81,11 +81,14 @@ def base(request, tmp_path, tiny_encoder_decoder, tiny_bert, monkeypatch) -> Pat
     return Path("base")
 
 
+def stage_paths(kind: type[Any], **changes: str) -> Any:
+    """Every path of a stage under its own name, in the working folder."""
+    return kind(**{name: Path(changes.get(name, name)) for name in kind.model_fields})
+
+
 def finetune(**changes: Any) -> Any:
     quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    paths = FinetunePaths(
-        tokens=Path("tokens"), base_model=Path("base"), tuned_model=Path("tuned"), curves=Path("curves")
-    )
+    paths = stage_paths(FinetunePaths, base_model="base", tuned_model="tuned")
     short = {"max_steps": 2, "eval_steps": 2, "logging_steps": 1}
     return run(paths, params(**{**quiet, **short, **changes}), TASK, seed=1, num_threads=1)
 
@@ -381,11 +384,6 @@ def test_the_baseline_is_the_best_on_validation_of_copy_first_sentence_and_the_m
     assert [candidate["ngram_range"] for candidate in found.details["candidates"]] == [None, None, 1, 2]
     assert found.predictions["test"]["predicted"].to_pylist() == answers
     assert values(found.predictions["test"])["chrf"] == pytest.approx(found.details["chosen"]["validation_chrf"])
-
-
-def stage_paths(kind: type[Any], **changes: str) -> Any:
-    """Every path of a stage under its own name, in the working folder."""
-    return kind(**{name: Path(changes.get(name, name)) for name in kind.model_fields})
 
 
 @pytest.mark.heavy
