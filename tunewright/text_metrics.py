@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 
 TextMetric = Literal["chrf", "chrf++", "bleu", "rouge1", "rouge2", "rougeL", "exact_match", "edit_similarity"]
 
-BleuTokenizer = Literal["13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "none"]
-"""sacrebleu's names. 13a: that of the WMT's mteval script, for languages that put spaces between words; zh, ja-mecab,
-ko-mecab: for Chinese, Japanese and Korean; char: every character; none: the text as it stands."""
-
 ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
@@ -33,11 +29,12 @@ def text_statistics(
     expected: Sequence[str],
     predicted: Sequence[str | None],
     names: Sequence[TextMetric],
-    bleu_tokenize: BleuTokenizer = "13a",
+    bleu_tokenize: str = "13a",
 ) -> dict[str, Statistic]:
     """Each metric of `names` over the rows (N): weights (B, N) → (B,).
 
     expected, predicted: of each row the text that was expected, and the one that was written, or None.
+    bleu_tokenize: how BLEU finds words, by sacrebleu's name.
 
     Raises
         UserError  a tokenizer of BLEU whose package is not installed.
@@ -173,7 +170,7 @@ def _rouge(expected: Sequence[str], predicted: Sequence[str | None], names: Sequ
     }
 
 
-def _bleu(tokenize: BleuTokenizer) -> Any:
+def _bleu(tokenize: str) -> Any:
     from sacrebleu.metrics import BLEU
 
     try:

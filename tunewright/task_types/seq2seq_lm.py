@@ -22,10 +22,7 @@ from pydantic import AfterValidator, Field
 from tunewright import params as params_module
 from tunewright.classification import padded, tokenized
 from tunewright.errors import UserError
-from tunewright.losses import IGNORED
 from tunewright.task import Baseline, Predicting, TaskType
-from tunewright.text_metrics import BleuTokenizer
-from tunewright.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +34,10 @@ if TYPE_CHECKING:
 
 OF_TEXTS: tuple[TextMetric, ...] = ("chrf", "bleu", "rouge1", "rouge2", "rougeL", "exact_match")
 PLACE = "{text}"
+
+BleuTokenizer = Literal["13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "none"]
+"""sacrebleu's names. 13a: that of the WMT's mteval script, for languages that put spaces between words; zh, ja-mecab,
+ko-mecab: for Chinese, Japanese and Korean; char: every character; none: the text as it stands."""
 
 
 def _has_a_place(template: str) -> str:
@@ -102,6 +103,8 @@ class Task(TaskType):
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
+        from tunewright.losses import IGNORED
+
         labels = [torch.as_tensor(row["labels"], dtype=torch.int64) for row in rows]
         return {
             **padded(rows, pad_token_id),
@@ -125,8 +128,47 @@ class Task(TaskType):
                     setattr(half, name, settings[name])
             settings = {"config": config, **{name: value for name, value in settings.items() if name not in own}}
         elif not config.is_encoder_decoder:
-            return _pair(folder, config, settings)
+            return self._pair(folder, config, settings)
         return AutoModelForSeq2SeqLM.from_pretrained(folder, use_safetensors=True, **settings)
+
+    def _pair(self, folder: Path, config: Any, settings: dict[str, Any]) -> Any:
+        """An encoder twice, as encoder and as decoder."""
+        from transformers import EncoderDecoderModel
+        from transformers.models.auto import modeling_auto as auto
+        from transformers.utils import logging
+
+        from tunewright.tokenizer import open_tokenizer
+
+        kind = config.model_type
+        if kind not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            raise UserError(
+                "task.type: seq2seq_lm takes an encoder-decoder such as T5 or BART, or an encoder that a decoder can be "
+                f"made of, such as BERT; the base model is of type {kind}. A decoder writes by task.type: instruction."
+            )
+        halves = {
+            f"{half}_{name}": value
+            for half in ("encoder", "decoder")
+            for name, value in {**settings, "use_safetensors": True}.items()
+        }
+        told = logging.get_verbosity()
+        logging.set_verbosity_error()  # what the decoder lacks is meant to be new, and is no sign of a corrupt file
+        try:
+            model = EncoderDecoderModel.from_encoder_decoder_pretrained(str(folder), str(folder), **halves)
+        except ValueError as error:
+            raise UserError(f"task.type: no decoder can be made of a base model of type {kind}: {error}") from error
+        finally:
+            logging.set_verbosity(told)
+        tokenizer = open_tokenizer(folder)
+        end, start = tokenizer.id_of("eos_token"), tokenizer.id_of("bos_token")
+        for found in (model.config, model.generation_config):
+            found.decoder_start_token_id = tokenizer.id_of("cls_token") if start is None else start
+            found.eos_token_id = tokenizer.id_of("sep_token") if end is None else end
+            found.pad_token_id = tokenizer.pad_token_id
+        model.config.vocab_size = config.vocab_size  # PEFT looks for the embeddings by it
+        pooler = getattr(model.encoder, "pooler", None)
+        if pooler is not None:
+            pooler.requires_grad_(False)  # nothing reads it here
+        return model
 
     def from_config(self, config: Any) -> Any:
         """A new encoder-decoder."""
@@ -184,6 +226,7 @@ class Task(TaskType):
 
         from tunewright.compute import decoder_inputs
         from tunewright.likelihood import token_batches
+        from tunewright.losses import IGNORED
 
         sources, labels = (tokens.column(name).to_pylist() for name in ("input_ids", "labels"))
         nll = [0.0] * len(sources)
@@ -296,44 +339,6 @@ def _labels(targets: list[str], tokenizer: ModelTokenizer, longest: int) -> tupl
     found, lengths = tokenized(targets, tokenizer.backend, longest + begins - (not ends))
     added = [] if ends else [end]
     return [ids[begins:] + added for ids in found], [length - begins + len(added) for length in lengths]
-
-
-def _pair(folder: Path, config: Any, settings: dict[str, Any]) -> Any:
-    """An encoder twice, as encoder and as decoder."""
-    from transformers import EncoderDecoderModel
-    from transformers.models.auto import modeling_auto as auto
-    from transformers.utils import logging
-
-    kind = config.model_type
-    if kind not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise UserError(
-            f"task.type: seq2seq_lm takes an encoder-decoder such as T5 or BART, or an encoder that a decoder can be "
-            f"made of, such as BERT; the base model is of type {kind}. A decoder writes by task.type: instruction."
-        )
-    halves = {
-        f"{half}_{name}": value
-        for half in ("encoder", "decoder")
-        for name, value in {**settings, "use_safetensors": True}.items()
-    }
-    told = logging.get_verbosity()
-    logging.set_verbosity_error()  # what the decoder lacks is meant to be new, and is no sign of a corrupt file
-    try:
-        model = EncoderDecoderModel.from_encoder_decoder_pretrained(str(folder), str(folder), **halves)
-    except ValueError as error:
-        raise UserError(f"task.type: no decoder can be made of a base model of type {kind}: {error}") from error
-    finally:
-        logging.set_verbosity(told)
-    tokenizer = open_tokenizer(folder)
-    end, start = tokenizer.id_of("eos_token"), tokenizer.id_of("bos_token")
-    for found in (model.config, model.generation_config):
-        found.decoder_start_token_id = tokenizer.id_of("cls_token") if start is None else start
-        found.eos_token_id = tokenizer.id_of("sep_token") if end is None else end
-        found.pad_token_id = tokenizer.pad_token_id
-    model.config.vocab_size = config.vocab_size  # PEFT looks for the embeddings by it
-    pooler = getattr(model.encoder, "pooler", None)
-    if pooler is not None:
-        pooler.requires_grad_(False)  # nothing reads it here
-    return model
 
 
 def _lead(text: str) -> str:
