@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tunewright.task import Baseline, Predicting, TaskType
+from tunewright.task import Architecture, Baseline, Predicting, TaskType
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +29,7 @@ class LanguageModel(TaskType):
 
     metric_names: ClassVar[tuple[str, ...]] = ("bits_per_byte", "perplexity")
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"bits_per_byte", "perplexity"})
+    architectures: ClassVar[tuple[Architecture, ...]] = ("decoder",)
     pretrained: ClassVar[bool] = True
     watch_metrics: ClassVar[bool] = False
     examples_title: ClassVar[str] = "The texts that surprised it most"

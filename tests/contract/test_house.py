@@ -50,7 +50,6 @@ ELSEWHERE = {
     "make run": "Makefile",
     "make run RECIPE=topics": "tests/integration/test_recipe.py",
     "make why": "Makefile",
-    "make plan": "Makefile",
     "make test": ".ci/run",
     "make lint": "Makefile",
     "make serve": "Makefile",

@@ -169,6 +169,22 @@ def test_the_count_without_weights_is_that_of_the_prepared_model(family, way, tm
     assert memory.logits >= 2 * 4 * 4 * 12 * 60  # a prompt's virtual tokens have logits too
 
 
+@pytest.mark.parametrize("way", ["full", "head", "freeze"])
+def test_a_pair_made_of_an_encoder_is_counted_as_it_will_be(tiny_model, way):
+    from tunewright.task_types import seq2seq_lm
+
+    task = seq2seq_lm.Task(seq2seq_lm.TaskParams(type="seq2seq_lm"))
+    chosen = params(finetuning_type=way, **({"freeze_trainable_layers": 1} if way == "freeze" else {}))
+    planned = estimate.meta_model(task, tiny_model, chosen, 12)
+    counted = estimate.weights(planned, chosen)
+    real = tuning.load(task, tiny_model, {}, chosen)
+    assert counted == estimate.weights(tuning.prepare(real, task, chosen, 12), chosen)
+    pairs = [{"input_ids": [1] * 12, "labels": [1] * 5} for _ in range(16)]
+    memory = estimate.memory(planned, task, chosen, pairs, counted)
+    vocabulary = read_json(tiny_model / "config.json")["vocab_size"]
+    assert memory.logits == 2 * 4 * 16 * 5 * vocabulary
+
+
 def test_steps_and_tokens_by_hand():
     way = params(
         per_device_train_batch_size=4, gradient_accumulation_steps=2, num_train_epochs=3, eval_steps=4, logging_steps=2

@@ -22,7 +22,7 @@ from pydantic import AfterValidator, Field
 from tunewright import params as params_module
 from tunewright.classification import padded, tokenized
 from tunewright.errors import UserError
-from tunewright.task import Baseline, Predicting, TaskType
+from tunewright.task import Architecture, Baseline, Predicting, TaskType
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,6 +62,7 @@ class Task(TaskType):
     columns: ClassVar[tuple[str, ...]] = ("text", "target")
     metric_names: ClassVar[tuple[str, ...]] = (*OF_TEXTS, "bits_per_byte", "perplexity")
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"bits_per_byte", "perplexity"})
+    architectures: ClassVar[tuple[Architecture, ...]] = ("encoder_decoder", "encoder")
     generates: ClassVar[bool] = True
     pretrained: ClassVar[bool] = True
     watch_metrics: ClassVar[bool] = False
@@ -171,10 +172,12 @@ class Task(TaskType):
         return model
 
     def from_config(self, config: Any) -> Any:
-        """A new encoder-decoder."""
+        """A new encoder-decoder; of an encoder's config a pair, as `load_model` makes one."""
         from transformers import AutoModelForSeq2SeqLM
 
-        return AutoModelForSeq2SeqLM.from_config(config)
+        if config.is_encoder_decoder:
+            return AutoModelForSeq2SeqLM.from_config(config)
+        return _new_pair(config)
 
     def head_modules(self, model: Any) -> list[Any]:
         """What is new in a pair: the attention from the decoder to the encoder, and the layer before its output. An
@@ -339,6 +342,22 @@ def _labels(targets: list[str], tokenizer: ModelTokenizer, longest: int) -> tupl
     found, lengths = tokenized(targets, tokenizer.backend, longest + begins - (not ends))
     added = [] if ends else [end]
     return [ids[begins:] + added for ids in found], [length - begins + len(added) for length in lengths]
+
+
+def _new_pair(config: Any) -> Any:
+    """An encoder twice, with new weights. Which token begins a text is for its tokenizer to say."""
+    import copy
+
+    from transformers import EncoderDecoderConfig, EncoderDecoderModel
+
+    halves = EncoderDecoderConfig.from_encoder_decoder_configs(config, copy.deepcopy(config))
+    model = EncoderDecoderModel(halves)
+    model.config.pad_token_id = model.config.decoder_start_token_id = config.pad_token_id or 0
+    model.config.vocab_size = config.vocab_size
+    pooler = getattr(model.encoder, "pooler", None)
+    if pooler is not None:
+        pooler.requires_grad_(False)
+    return model
 
 
 def _lead(text: str) -> str:
