@@ -17,18 +17,7 @@ from tunewright.params import load_params
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-RECIPES = [
-    "dialogue",
-    "finetune_pretrained",
-    "language_model",
-    "pretrain_decoder",
-    "pretrain_encoder",
-    "purposes",
-    "python_names",
-    "rating",
-    "topics",
-    "tweets",
-]  # of recipes/; params.yaml is a recipe too
+RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))  # params.yaml is a recipe too
 
 # Each command of the docs that costs little runs here, in a small project, in this order.
 CHEAP = [
@@ -207,7 +196,7 @@ def test_the_index_lists_every_page_and_the_decisions_are_numbered() -> None:
 
 
 def test_every_recipe_is_without_fault() -> None:
-    assert sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml")) == sorted(RECIPES)
+    assert len(RECIPES) == 13  # change it when you add one
     for path in [ROOT / "params.yaml", *(ROOT / "recipes" / f"{name}.yaml" for name in RECIPES)]:
         load_params(path)
 
