@@ -139,7 +139,11 @@ def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FinetunePaths:
         TASK,
     )
     return FinetunePaths(
-        tokens=Path("tokens"), base_model=Path("base"), tuned_model=Path("tuned"), curves=Path("curves")
+        tokens=Path("tokens"),
+        base_model=Path("base"),
+        find_lr_report=Path("find_lr.json"),
+        tuned_model=Path("tuned"),
+        curves=Path("curves"),
     )
 
 
