@@ -28,7 +28,7 @@ from flows.graph import Node, followers
 from flows.graph import plan as changes
 from tunewright import base_models, sources
 from tunewright.errors import UserError
-from tunewright.files import canonical_json, read_json, read_parquet, write_json
+from tunewright.files import canonical_json, read_json, read_parquet, sha256_tree, write_json, write_parquet
 from tunewright.job import Job
 from tunewright.params import Params, load_params
 from tunewright.report import Report
@@ -253,7 +253,7 @@ def _base(params: Params, nodes: list[Node], moving: set[str], rows: Rows, folde
     if _producer(nodes, params.paths.base_model) not in moving:
         return made(base, f"{base}, which is up to date")
     if chosen.model_name_or_path is None:
-        return made(None, "not here yet: `dvc repro init_model` makes it, with a tokenizer trained on train")
+        return made(_from_scratch(params, rows, folder / "new"), "made now of these rows, as `init_model` makes it")
     fetched = params.path("fetched_model")
     if _producer(nodes, params.paths.fetched_model) not in moving:
         return made(fetched, f"{fetched}, which is up to date")
@@ -263,6 +263,19 @@ def _base(params: Params, nodes: list[Node], moving: set[str], rows: Rows, folde
     if not (at / "config.json").is_file() or not (at / "tokenizer.json").is_file():
         return made(None, "without a config.json and a tokenizer.json: `dvc repro fetch_model` makes them")
     return made(at, name, any(at.glob("*.safetensors")))
+
+
+def _from_scratch(params: Params, rows: Rows, folder: Path) -> Path:
+    """A base model with new weights and a tokenizer trained on these rows."""
+    job = Job(params, folder)
+    for split, table in rows.splits.items():
+        write_parquet(table, job.path("prepared") / f"{split}.parquet")
+    write_json(job.path("data_passed"), {"prepared": sha256_tree(job.path("prepared"))})
+    job.path("fetched_model").mkdir(parents=True)
+    for stage in job.needed("init_model")[:-1]:
+        job.reports[stage] = Report()
+    _quietly(job, "init_model")
+    return job.path("base_model")
 
 
 def _estimated(

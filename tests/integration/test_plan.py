@@ -102,6 +102,23 @@ def test_a_model_that_is_not_here_leaves_the_rest_to_be_told(inside):
     assert "Memory" not in text
 
 
+def test_a_model_from_scratch_is_made_of_these_rows_to_be_counted(inside):
+    def change(params: Any) -> None:
+        params["fetch_model"].update(model_name_or_path=None, license=None)
+        config = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        params["init_model"]["from_scratch"] = {
+            "architecture": "bert", "config": config, "tokenizer": "wordpiece", "vocab_size": 300
+        }  # fmt: skip
+
+    inside.edit(change)
+    plan = planning.plan(False, 1)
+    assert plan["base_model"]["read_from"] == "made now of these rows, as `init_model` makes it"
+    # Embeddings of tokens, positions and types with their norm; a layer; the pooler; two labels.
+    layer = 4 * (16 * 16 + 16) + (16 * 32 + 32) + (32 * 16 + 16) + 2 * 2 * 16
+    assert plan["training"]["parameters"] == (300 + 512 + 2) * 16 + 2 * 16 + layer + (16 * 16 + 16) + 34
+    assert not (inside.root / "models/base").exists()
+
+
 def test_a_choice_is_told_with_its_reason_and_what_is_short_with_the_key_to_lower(inside, monkeypatch):
     def change(params: Any) -> None:
         params["fetch_model"]["model_name_or_path"] = "auto"
