@@ -144,7 +144,8 @@ class Task(TaskType):
         if kind not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             raise UserError(
                 "task.type: seq2seq_lm takes an encoder-decoder such as T5 or BART, or an encoder that a decoder can "
-                f"be made of, such as BERT; the base model is of type {kind}. A decoder writes by task.type: instruction."
+                f"be made of, such as BERT; the base model is of type {kind}. A decoder writes by task.type: "
+                "instruction."
             )
         halves = {
             f"{half}_{name}": value
