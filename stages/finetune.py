@@ -3,6 +3,7 @@
 Reads   paths.tokens        train.arrow and validation.arrow; the test split is never opened
         paths.base_model    the model to start from
         paths.reports/find_lr.json  the learning rate, where `finetune.learning_rate` is auto
+        paths.features      what its frozen layers give for each row, where `features` has computed it
 Writes  paths.tuned_model   a folder that Transformers loads, with real label names and the tokenizer; an adapter is
                             merged into it and stands beside, in adapter/ (see tunewright/tuning.py)
         paths.curves        DVCLive's curves, for `dvc plots`
@@ -11,18 +12,20 @@ Report  paths.reports/finetune.json: the history of losses, the best step, the g
 
 Killed at any moment and started again, it ends with the same bytes: see tunewright/training.py. Checkpoints lie
 under .tunewright/checkpoints, in a folder named by a hash of all that shapes the weights, until it has succeeded.
+With num_processes this process starts as many others, which train; only the first of them writes.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, Field
 
-from tunewright import fitting, tuning
+from tunewright import fitting, processes, tuning
 from tunewright.checkpoints import training_key
 from tunewright.errors import UserError
 from tunewright.files import atomic_folder, read_json, sha256_file, sha256_tree
@@ -48,11 +51,18 @@ SHAPING_CODE = (
     "stages/finetune.py",
     "tunewright/batches.py",
     "tunewright/compute.py",
+    "tunewright/features.py",
     "tunewright/fitting.py",
     "tunewright/losses.py",
     "tunewright/optimizers.py",
+    "tunewright/packing.py",
+    "tunewright/processes.py",
     "tunewright/training.py",
     "tunewright/tuning.py",
+)
+HEAD_ONLY = (
+    "finetuning_type head leaves the body as pretraining made it, which as a rule makes the weaker model: train layers "
+    "too (freeze, lora, full) where quality counts. docs/finetuning.md has figures."
 )
 
 
@@ -66,6 +76,7 @@ class FinetunePaths(Paths):
     tokens: Dep
     base_model: Dep
     find_lr_report: Dep
+    features: Dep
     tuned_model: Out
     curves: Out
 
@@ -84,7 +95,8 @@ class Gap(BaseModel):
 
 
 class FinetuneReport(Report):
-    """`history` holds what was logged: step, epoch, and loss, grad_norm, learning_rate or eval_… metrics."""
+    """`history` holds what was logged: step, epoch, and loss, grad_norm, learning_rate or eval_… metrics.
+    `frozen_layers_kept`: layers whose output came from `features`; null where all were computed."""
 
     finetuning_type: str
     learning_rate: float
@@ -100,6 +112,7 @@ class FinetuneReport(Report):
     gap_at_end: Gap | None
     warnings: list[str]
     padded_to_real_tokens: float
+    frozen_layers_kept: int | None
     history: list[dict[str, int | float]]
     weights_sha256: str
 
@@ -118,31 +131,58 @@ def run(
                    the task does not compute, a way or a loss that does not fit the base model or the task, a number
                    format that the hardware lacks.
     """
+    if params.num_processes > 1:
+        work = partial(_train, paths, params, task, seed, num_threads)
+        report: FinetuneReport = processes.launch(work, params.num_processes)
+    else:
+        report = cast("FinetuneReport", _train(paths, params, task, seed, num_threads))
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return report
+
+
+def _train(
+    paths: FinetunePaths, params: FinetuneParams, task: TaskType, seed: int, num_threads: int
+) -> FinetuneReport | None:
+    """The work of one process; only the first one writes, and has something to report."""
     from transformers import EarlyStoppingCallback
 
     from tunewright import compute
     from tunewright.batches import padded_to_real
-    from tunewright.training import Curves, Speed, history, resume_or_start
+    from tunewright.features import Features
+    from tunewright.training import Curves, Speed, best_weights, history, resume_or_start
 
     if params.learning_rate == "auto":
         params = params.model_copy(update={"learning_rate": _found_rate(paths.find_lr_report)})
     compute.check_precision(params.bf16, params.fp16)
+    compute.check_processes(params.num_processes)
     compute.set_up(num_threads, seed)
     train, validation = (fitting.read_split(paths.tokens, split) for split in ("train", "validation"))
+    features = Features.of(paths.features)
     folder = CHECKPOINTS / _key(paths, params, task, seed, num_threads)
-    early_stopping = EarlyStoppingCallback(params.early_stopping_patience, params.early_stopping_threshold)
-    callbacks = [early_stopping, Curves(paths.curves), Speed(sum(train["length"]))]
-    trainer = fitting.build(task, paths.base_model, train, validation, params, seed, folder, callbacks)
+    callbacks: list[Any] = [EarlyStoppingCallback(params.early_stopping_patience, params.early_stopping_threshold)]
+    if processes.is_first():
+        callbacks += [Curves(paths.curves), Speed(sum(train["length"]))]
+    trainer = fitting.build(
+        task, paths.base_model, train, validation, params, seed, folder, callbacks, features=features
+    )
     resume_or_start(trainer)
+    processes.barrier()
+    if not processes.is_first():
+        return None
+    trainer.restore_model()
     model = trainer.model
+    if params.fsdp:  # that one is in shards
+        longest = max(max(train["length"]), max(validation["length"]))
+        model = best_weights(fitting.open_model(task, paths.base_model, params, longest)[1], trainer)
     trainable = sum(weights.numel() for weights in model.parameters() if weights.requires_grad)
     parameters = sum(weights.numel() for weights in model.parameters())
     weights_file = _save(model, task, paths, params)
     state = trainer.state
     logged = history(state.log_history)
     at_best, at_end = _gap(logged, state.best_global_step), _gap(logged, state.global_step)
-    lengths = train["length"]
     trainer.train_sampler.set_epoch(0)
+    warnings = _warnings(at_best, at_end, params.generalization_gap_warn)
     report = FinetuneReport(
         rows=RowAccount(rows_in=len(train), rows_kept=len(train)),
         finetuning_type=params.finetuning_type,
@@ -157,13 +197,12 @@ def run(
         stopped_early=state.global_step < state.max_steps,
         gap_at_best=at_best,
         gap_at_end=at_end,
-        warnings=_warnings(at_best, at_end, params.generalization_gap_warn),
-        padded_to_real_tokens=padded_to_real(lengths, trainer.train_sampler.batches()),
+        warnings=[*warnings, *([HEAD_ONLY] if params.finetuning_type == "head" else [])],
+        padded_to_real_tokens=padded_to_real(trainer.train_sampler.lengths, trainer.train_sampler.batches()),
+        frozen_layers_kept=None if features is None else features.layers,
         history=logged,
         weights_sha256=sha256_file(weights_file),
     )
-    for warning in report.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
     shutil.rmtree(folder)
     return report
 
@@ -223,6 +262,7 @@ def _key(paths: FinetunePaths, params: FinetuneParams, task: TaskType, seed: int
             "num_threads": num_threads,
             "tokens": sha256_tree(paths.tokens),
             "base_model": sha256_tree(paths.base_model),
+            "features": sha256_tree(paths.features),
             "code": {name: sha256_file(root / name) for name in SHAPING_CODE},
             "task_code": [sha256_file(Path(inspect.getfile(kind))) for kind in type(task).__mro__[:-1]],
             "packages": {name: importlib.metadata.version(name) for name in SHAPING_PACKAGES},

@@ -113,6 +113,21 @@ def check_precision(bf16: bool, fp16: bool) -> None:
         )
 
 
+def check_processes(processes: int) -> None:
+    """Refuse more processes than there are GPUs, where there are any.
+
+    Raises
+        UserError  naming both numbers.
+    """
+    import torch
+
+    if torch.cuda.is_available() and processes > torch.cuda.device_count():
+        raise UserError(
+            f"finetune.num_processes: found {processes}; there are {torch.cuda.device_count()} GPUs, and each process "
+            "needs its own."
+        )
+
+
 def _cpu_has_bf16() -> bool:
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
@@ -121,18 +136,23 @@ def _cpu_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def predict(model: Any, task: TaskType, table: pa.Table, batch_size: int, pad_token_id: int) -> np.ndarray:
+def predict(
+    model: Any, task: TaskType, table: pa.Table, batch_size: int, pad_token_id: int, max_tokens: int | None = None
+) -> np.ndarray:
     """The model's logits for every row of a token table: (N, L) of float32 in the table's order."""
     import numpy as np
 
-    logits = logits_of_rows(model, task, table, batch_size, pad_token_id)
+    logits = logits_of_rows(model, task, table, batch_size, pad_token_id, max_tokens)
     return np.stack(logits) if logits else np.empty((0, model.config.num_labels), dtype=np.float32)
 
 
-def logits_of_rows(model: Any, task: TaskType, table: pa.Table, batch_size: int, pad_token_id: int) -> list[np.ndarray]:
+def logits_of_rows(
+    model: Any, task: TaskType, table: pa.Table, batch_size: int, pad_token_id: int, max_tokens: int | None = None
+) -> list[np.ndarray]:
     """The model's logits for every row of a token table, in its order: (L,), or (T, L) where each token has its own, T
     as long as the longest row of its batch.
 
+    max_tokens: padded tokens of a batch, in place of `batch_size` rows.
     Rows are computed sorted by length, in evaluation mode; the model is left in the mode that it came in.
     """
     import torch
@@ -142,7 +162,7 @@ def logits_of_rows(model: Any, task: TaskType, table: pa.Table, batch_size: int,
     model.eval()
     logits: list[Any] = [None] * table.num_rows
     with torch.inference_mode():
-        for batch in sorted_batches(table.column("length").to_pylist(), batch_size):
+        for batch in sorted_batches(table.column("length").to_pylist(), batch_size, max_tokens):
             rows = [{name: values[row] for name, values in columns.items()} for row in batch]
             inputs = task.collate(rows, pad_token_id)
             inputs.pop("labels")

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
-from tunewright import tuning
+from tunewright import processes, tuning
+from tunewright.errors import UserError
 from tunewright.losses import LossParams, check_sample_weights, make_loss
 from tunewright.optimizers import OptimizerParams
 from tunewright.params import Fraction
 from tunewright.task import SAMPLE_WEIGHT, TaskType
 
 if TYPE_CHECKING:
+    from tunewright.features import Features
     from tunewright.training import ExactTrainer
 
 
@@ -29,7 +31,13 @@ class TrainingParams(tuning.TuningParams, OptimizerParams, LossParams):
     max_steps: int = Field(ge=-1, description="optimizer steps; -1: as num_train_epochs says")
     per_device_train_batch_size: int = Field(ge=1, le=65536, description="rows")
     per_device_eval_batch_size: int = Field(ge=1, le=65536, description="rows")
+    max_tokens_per_batch: int | None = Field(
+        default=None, ge=4, description="padded tokens of a batch, in place of the two batch sizes; null: rows"
+    )
+    packing: bool = Field(default=False, description="several rows in one sequence; causal language models only")
     gradient_accumulation_steps: int = Field(ge=1, le=65536)
+    num_processes: int = Field(default=1, ge=1, le=1024, description="each with its own part of every batch")
+    fsdp: bool = Field(default=False, description="shard weights, gradients and optimizer over the processes")
     gradient_checkpointing: bool = False
     bf16: bool = False
     fp16: bool = False
@@ -59,6 +67,12 @@ class TrainingParams(tuning.TuningParams, OptimizerParams, LossParams):
             raise ValueError(f"gradient_checkpointing false with finetuning_type {way}, which {why}")
         if self.bf16 and self.fp16:
             raise ValueError("at most one of bf16 and fp16")
+        if self.packing and way in tuning.VIRTUAL_TOKENS:
+            raise ValueError(f"packing false with finetuning_type {way}: only a pack's first row would have its {way}")
+        if self.fsdp and self.num_processes == 1:
+            raise ValueError("num_processes of 2 or more with fsdp, which shards over processes")
+        if self.fsdp and way == "qlora":
+            raise ValueError("fsdp false with finetuning_type qlora: weights of 4 bits are not sharded here")
         return self
 
     def arguments(self) -> dict[str, Any]:
@@ -67,7 +81,11 @@ class TrainingParams(tuning.TuningParams, OptimizerParams, LossParams):
             *tuning.TuningParams.model_fields,
             *OptimizerParams.model_fields,
             *LossParams.model_fields,
+            "max_tokens_per_batch",
+            "packing",
             "gradient_checkpointing",
+            "num_processes",
+            "fsdp",
             "bf16",
             "fp16",
             "hidden_dropout_prob",
@@ -81,7 +99,7 @@ class TrainingParams(tuning.TuningParams, OptimizerParams, LossParams):
         found["label_smoothing_factor"] = self.label_smoothing_factor
         if self.gradient_checkpointing:
             found["activation_checkpointing"] = True  # what Transformers calls it now
-        return found | _precision(self)
+        return found | _precision(self) | _processes(self)
 
 
 def read_split(tokens: Path, split: str) -> Any:
@@ -100,40 +118,80 @@ def build(
     seed: int,
     folder: Path,
     callbacks: list[Any],
+    features: Features | None = None,
     **arguments: Any,
 ) -> ExactTrainer:
     """A Trainer around the base model, made ready for its way of tuning; nothing is trained yet.
 
     Call `compute.set_up` before: what is new in the model is drawn at random.
 
-    train, validation: Datasets of tokens.   folder: for checkpoints.   arguments: of `TrainingArguments`, in place of
-    those that the params give.
+    train, validation: Datasets of tokens.   folder: for checkpoints.   features: of the frozen layers, which are then
+    not computed; `trainer.restore_model` puts them back.   arguments: of `TrainingArguments`, in place of those that
+    the params give.
+
+    In one process, params for several give the same batches as those.
 
     Raises
-        UserError  a way or a loss that does not fit the base model or the task.
+        UserError  a way or a loss that does not fit the base model or the task, a batch too small for the longest row.
     """
+    from tunewright import packing
     from tunewright.training import make_trainer
 
+    given = {**params.arguments(), "output_dir": str(folder), "seed": seed, **arguments}
+    together = params.num_processes if processes.count() == 1 else 1
+    given["per_device_train_batch_size"] *= together
     longest = max(max(train["length"]), max(validation["length"]))
-    dropout = tuning.dropout(base_model, params.hidden_dropout_prob, params.attention_probs_dropout_prob)
-    base = tuning.load(task, base_model, dropout, params)
-    model = tuning.prepare(base, task, params, longest)
+    max_tokens = params.max_tokens_per_batch
+    if max_tokens is not None and max_tokens < longest:
+        raise UserError(
+            f"finetune.max_tokens_per_batch: found {max_tokens}; the longest row has {longest} tokens. Raise it, or "
+            "lower tokenize.max_length."
+        )
+    base, model = open_model(task, base_model, params, longest)
     pad_token_id = model.config.pad_token_id or 0
-    return make_trainer(
+    loss = loss_of(params, base, train)
+    rows, lengths = train, train["length"]
+    if params.packing:
+        packing.check(base, tuning.peft_task_type(base) == "CAUSAL_LM", train)
+        rows = packing.Packs(train)
+        lengths = rows.lengths
+        packing.check_separate(model, rows, pad_token_id)
+    undo = None
+    if features is not None:
+        features.check(tuning.frozen_layers(model))
+        rows, validation = features.with_starts("train", train), features.with_starts("validation", validation)
+        undo = features.give(model)
+
+    def for_training(batch: list[dict[str, Any]], epoch: int) -> dict[str, Any]:
+        if params.packing:
+            return packing.collate(batch, pad_token_id)
+        return _batch(task.collate_for_training(batch, pad_token_id, seed, epoch), batch, features)
+
+    trainer = make_trainer(
         model,
-        {**params.arguments(), "output_dir": str(folder), "seed": seed, **arguments},
-        train,
+        given,
+        rows,
         validation,
-        collate=lambda rows: _weighed(task.collate(rows, pad_token_id), rows),
-        collate_for_training=lambda rows, epoch: _weighed(
-            task.collate_for_training(rows, pad_token_id, seed, epoch), rows
-        ),
+        collate=lambda batch: _batch(task.collate(batch, pad_token_id), batch, features),
+        collate_for_training=for_training,
         compute_metrics=task.compute_metrics if task.watch_metrics else None,
         callbacks=callbacks,
         keep_checkpoints=params.save_total_limit,
-        loss=loss_of(params, base, train),
+        loss=loss,
         layerwise_lr_decay=params.layerwise_lr_decay,
+        train_lengths=lengths,
+        max_tokens=None if max_tokens is None else max_tokens * together,
     )
+    if undo is not None:
+        trainer.restore_model = undo
+    return trainer
+
+
+def open_model(task: TaskType, base_model: Path, params: TrainingParams, longest: int) -> tuple[Any, Any]:
+    """The base model, and the same made ready for its way of tuning.   longest: the longest row in tokens."""
+    dropout = tuning.dropout(base_model, params.hidden_dropout_prob, params.attention_probs_dropout_prob)
+    base = tuning.load(task, base_model, dropout, params)
+    return base, tuning.prepare(base, task, params, longest)
 
 
 def total_steps(trainer: ExactTrainer, params: TrainingParams) -> int:
@@ -159,7 +217,7 @@ def loss_of(params: TrainingParams, model: Any, train: Any) -> Any:
         train["labels"],
         shift=tuning.peft_task_type(model) == "CAUSAL_LM",
         weighed_rows=weighed,
-        accumulated=params.gradient_accumulation_steps > 1,
+        accumulated=params.gradient_accumulation_steps > 1 or processes.count() > 1,
     )
 
 
@@ -171,10 +229,22 @@ def _precision(params: TrainingParams) -> dict[str, bool]:
     return {"bf16": params.bf16, "fp16": params.fp16, "use_cpu": not torch.cuda.is_available()}
 
 
-def _weighed(batch: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The batch with its rows' weights, where they have some."""
+def _processes(params: TrainingParams) -> dict[str, Any]:
+    import torch
+
+    if processes.count() == 1:
+        return {}
+    gpu = torch.cuda.is_available()
+    # Gradients are summed in buckets that stay as they are, so that a resumed run sums them in the same order.
+    found: dict[str, Any] = {"use_cpu": not gpu, "ddp_backend": None if gpu else "gloo"}
+    found["ddp_find_unused_parameters"] = True
+    return {**found, "fsdp": True, "fsdp_config": {"version": 2}} if params.fsdp else found
+
+
+def _batch(batch: dict[str, Any], rows: list[dict[str, Any]], features: Features | None) -> dict[str, Any]:
+    """The batch with its rows' weights, where they have some, and with features in place of tokens."""
     import torch
 
     if SAMPLE_WEIGHT in rows[0]:
         batch[SAMPLE_WEIGHT] = torch.tensor([row[SAMPLE_WEIGHT] for row in rows])
-    return batch
+    return batch if features is None else features.batch(batch, rows)

@@ -89,6 +89,7 @@ class PathsParams(Section):
     base_model: ProjectPath
     tokens: ProjectPath
     tokenize_plots: ProjectPath
+    features: ProjectPath = Field(description="what the frozen layers of the base model give for each row")
     find_lr_plots: ProjectPath
     tuned_model: ProjectPath
     curves: ProjectPath

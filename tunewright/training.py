@@ -9,6 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_pt_utils import numpy_pad_and_concatenate
+from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
-from tunewright import checkpoints
+from tunewright import checkpoints, processes
 from tunewright.batches import LengthGroupedSampler, sorted_batches
 from tunewright.compute import decoder_inputs
 from tunewright.errors import UserError
@@ -61,14 +64,15 @@ def history(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 class ExactTrainer(Trainer):
     """A Trainer whose runs can be killed anywhere and end with the same bytes.
 
-    - Batches come from `LengthGroupedSampler`: they depend on (seed, epoch) alone.
+    - Batches come from `LengthGroupedSampler`: they depend on (seed, epoch) alone. Each process takes its part.
     - A checkpoint is staged, hashed, flushed and renamed; `best_model_checkpoint` names its final place.
     - A checkpoint holds the weights that are trained; the others are those of the base model.
-    - Evaluation computes rows sorted by length.
-    - Gradients accumulated over some batches are as long as that of one large batch.
+    - Evaluation computes rows sorted by length; its loss is the mean over all items, however they are batched.
+    - The gradient of a step is that of the mean loss over all its items, in whatever batches and processes.
     - A batch of training may depend on its epoch, and on nothing else that a killed run would forget.
 
-    layerwise_lr_decay: see `optimizers.layerwise_groups`.   loss: in place of the model's own.
+    train_lengths: in tokens, of what `train_dataset` gives.   layerwise_lr_decay: see `optimizers.layerwise_groups`.
+    loss: in place of the model's own.   max_tokens: padded tokens of a batch, in place of a number of rows.
     collate_for_training: of the rows and the epoch; without it `data_collator` serves training too.
     """
 
@@ -77,36 +81,55 @@ class ExactTrainer(Trainer):
     def __init__(
         self,
         *args: Any,
+        train_lengths: list[int],
         keep_checkpoints: int,
         loss: Loss | None = None,
         layerwise_lr_decay: float | None = None,
         collate_for_training: CollateForTraining | None = None,
+        max_tokens: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, compute_loss_func=loss, **kwargs)
         self.keep_checkpoints = keep_checkpoints
         self.layerwise_lr_decay = layerwise_lr_decay
         self.collate_for_training = collate_for_training
-        # The set that Trainer hands to its samplers can have lost the column, so lengths are taken from ours.
+        self.max_tokens = max_tokens
         self.train_sampler = LengthGroupedSampler(
-            self.train_dataset["length"], self.args.per_device_train_batch_size, self.args.seed
+            train_lengths,
+            self.args.per_device_train_batch_size,
+            self.args.seed,
+            max_tokens=max_tokens,
+            processes=self.args.world_size,
+            rank=self.args.process_index,
         )
-
-        if self.args.gradient_accumulation_steps > 1 and loss is None and not self._loss_is_per_item():
+        self.restore_model: Callable[[], None] = lambda: None
+        several = self.args.gradient_accumulation_steps > 1 or self.args.world_size > 1
+        # A loss that is the mean of the batch at hand must count for what is in it, where a step has several batches.
+        self.loss_is_a_batch_mean = several and loss is None and not self._loss_is_per_item()
+        if self.loss_is_a_batch_mean:
             self.model_accepts_loss_kwargs: bool = False
+            self.loss_is_scaled_for_ga = True
 
     def _loss_is_per_item(self) -> bool:
         """Whether the model's own loss divides by `num_items_in_batch`. Trainer infers it from the model's signature;
-        but classifiers take any keyword and divide by the rows of the batch at hand, and their gradients, summed over
-        two batches, would be twice as long."""
+        but classifiers take any keyword and divide by the rows of the batch at hand."""
         if not self.model_accepts_loss_kwargs:
             return False
-        batch = self._prepare_inputs(self.data_collator([self.train_dataset[0]]))
+        batch = self._prepare_inputs(self.data_collator([self.eval_dataset[0]]))
         self.model.eval()
         with torch.no_grad():
             one, two = (self.model(**batch, num_items_in_batch=torch.tensor(items)).loss.item() for items in (1, 2))
         self.model.train()
         return bool(one != two)
+
+    def _items(self, labels: torch.Tensor) -> int:
+        """How many items a batch's loss is the mean of: labelled rows or tokens; rows where labels are numbers."""
+        if labels.is_floating_point():
+            return len(labels)
+        shifted = self._loss_shifts_labels or (
+            isinstance(self.compute_loss_func, Loss) and self.compute_loss_func.shift
+        )
+        return int(((labels[..., 1:] if shifted else labels) != IGNORED).sum())
 
     def create_optimizer(self, model: Any = None) -> Any:
         if self.layerwise_lr_decay is None:
@@ -129,67 +152,146 @@ class ExactTrainer(Trainer):
         self.optimizer: Any = optimizer(groups, **settings)
         return self.optimizer
 
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
+        if not self.loss_is_a_batch_mean:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        items = torch.tensor(sum(self._items(batch["labels"]) for batch in batch_samples), device=device)
+        return self.accelerator.gather(items).sum()
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        if self.compute_loss_func is None:
+        # Gradients are averaged over processes, and the items of all of them are counted: hence × processes.
+        if self.compute_loss_func is not None:
+            labels, weights = inputs.pop("labels"), inputs.pop(SAMPLE_WEIGHT, None)
+            outputs = model(**inputs, **decoder_inputs(self.model, labels))
+            loss = self.compute_loss_func(outputs.logits, labels, weights)
+            if num_items_in_batch is None:
+                loss = loss / (labels != IGNORED).sum()
+            else:
+                loss = loss * self.args.world_size / num_items_in_batch
+        elif self.loss_is_a_batch_mean and num_items_in_batch is not None:
+            items = self._items(inputs["labels"])
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+            loss = loss * (items * self.args.world_size) / num_items_in_batch
+        else:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels, weights = inputs.pop("labels"), inputs.pop(SAMPLE_WEIGHT, None)
-        outputs = model(**inputs, **decoder_inputs(self.model, labels))
-        items = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        loss = self.compute_loss_func(outputs.logits, labels, weights) / items
         return (loss, outputs) if return_outputs else loss
+
+    # Not prepared by Accelerate, which would hand out batches anew: they are each process's own already.
 
     def get_train_dataloader(self) -> Any:
         collate = self.collate_for_training
         if collate is None:
-            return super().get_train_dataloader()
-        ours = self.data_collator
+            return self._loader(self.train_dataset, self.train_sampler, self.data_collator)
         # Asked when the batch is made: by then the sampler has been told the epoch.
-        self.data_collator = lambda rows: collate(rows, self.train_sampler.epoch)
-        try:
-            return super().get_train_dataloader()
-        finally:
-            self.data_collator = ours
+        return self._loader(
+            self.train_dataset, self.train_sampler, lambda rows: collate(rows, self.train_sampler.epoch)
+        )
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
-        return self.train_sampler
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        batches = sorted_batches(rows["length"], self.args.per_device_eval_batch_size, self.max_tokens)
+        self.eval_batches = len(batches)
+        # Each process has as many, for a sharded model is computed by all of them together: some twice, counted once.
+        lacking = -len(batches) % self.args.world_size
+        own = (batches + batches[-1:] * lacking)[self.args.process_index :: self.args.world_size]
+        return self._loader(rows, own, self.data_collator)
 
-    def _get_eval_sampler(self, eval_dataset: Dataset) -> Any:
-        batches = sorted_batches(eval_dataset["length"], self.args.per_device_eval_batch_size)
-        return [row for batch in batches for row in batch]
+    def _loader(self, rows: Any, batches: Any, collate: Any) -> Any:
+        return torch.utils.data.DataLoader(
+            rows,
+            batch_sampler=batches,
+            collate_fn=collate,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """The mean loss over all items, and the metrics of all rows; all processes know what each has computed."""
+        self.model.eval()
+        found: list[tuple[int, float, Any, Any]] = []
+        for batch in dataloader:
+            inputs = self._prepare_inputs(batch)
+            labels = inputs["labels"]
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss, outputs = self.compute_loss(self.model, inputs, return_outputs=True)
+            kept: tuple[Any, Any] = (None, None)
+            if self.compute_metrics is not None:
+                kept = (outputs["logits"].float().cpu().numpy(), labels.cpu().numpy())
+            found.append((self._items(labels), loss.item(), *kept))
+        # The batches in their order, whichever process had them; those that are there twice stand at the end.
+        batches = [batch for turn in zip(*processes.of_all(found), strict=True) for batch in turn][: self.eval_batches]
+        items = sum(batch[0] for batch in batches)
+        loss = sum(batch[0] * batch[1] for batch in batches if batch[0]) / items if items else math.nan
+        metrics = {f"{metric_key_prefix}_loss": loss}
+        if self.compute_metrics is not None:
+            logits, expected = batches[0][2:]
+            for batch in batches[1:]:
+                logits = numpy_pad_and_concatenate(logits, batch[2], IGNORED)
+                expected = numpy_pad_and_concatenate(expected, batch[3], IGNORED)
+            watched = denumpify_detensorize(self.compute_metrics(EvalPrediction(logits, expected)))
+            metrics |= {f"{metric_key_prefix}_{name}": value for name, value in watched.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir)
         final = folder / f"checkpoint-{self.state.global_step}"
-        with checkpoints.whole(final) as staging:
+        with ExitStack() as stack:
+            # All processes write into the folder that the first one has made.
+            own = stack.enter_context(checkpoints.whole(final)) if self.args.should_save else None
+            staging = processes.of_first(own)
             # Trainer writes `checkpoint-STEP` into its output_dir: give it one inside the staging folder.
             self.args.output_dir = str(staging)
             try:
                 super()._save_checkpoint(model, trial)
             finally:
                 self.args.output_dir = str(folder)
-            for file in (staging / final.name).iterdir():
-                file.rename(staging / file.name)
-            (staging / final.name).rmdir()
             if self.state.best_global_step == self.state.global_step:
                 self.state.best_model_checkpoint = str(final)
-            self.state.save_to_json(str(staging / "trainer_state.json"))
-        checkpoints.rotate(folder, self.keep_checkpoints)
+            processes.barrier()
+            if self.args.should_save:
+                for file in (staging / final.name).iterdir():
+                    file.rename(staging / file.name)
+                (staging / final.name).rmdir()
+                self.state.save_to_json(str(staging / "trainer_state.json"))
+        if self.args.should_save:
+            checkpoints.rotate(folder, self.keep_checkpoints)
+        processes.barrier()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if all(weights.requires_grad for weights in self.model.parameters()):
+        if not self.is_fsdp_enabled and all(weights.requires_grad for weights in self.model.parameters()):
             super()._save(output_dir, state_dict)
+            return
+        if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(trained(self.model), folder / WEIGHTS)
+        weights = trained(self.model)
+        if state_dict is not None:  # of a sharded model: gathered, and the model's own are parts
+            weights = {name: state_dict[name].contiguous() for name in weights}
+        save_file(weights, folder / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_trained(self.model if model is None else model, Path(resume_from_checkpoint) / WEIGHTS)
+        self._load_trained(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        load_trained(self.model, Path(str(self.state.best_model_checkpoint)) / WEIGHTS)
+        self._load_trained(Path(str(self.state.best_model_checkpoint)))
+
+    def _load_trained(self, checkpoint: Path) -> None:
+        if self.is_fsdp_enabled:
+            from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+            options = StateDictOptions(full_state_dict=True, strict=False)
+            set_model_state_dict(self.model, load_file(checkpoint / WEIGHTS), options=options)
+        else:
+            load_trained(self.model, checkpoint / WEIGHTS)
 
 
 def trained(model: Any) -> dict[str, torch.Tensor]:
@@ -213,6 +315,12 @@ def load_trained(model: Any, file: Path) -> None:
     lacking = [name for name in lacking if id(model.get_parameter(name)) not in filled]
     if lacking or found.unexpected_keys:
         raise RuntimeError(f"{file}: lacks {lacking}, and holds {found.unexpected_keys}")
+
+
+def best_weights(model: Any, trainer: ExactTrainer) -> Any:
+    """A model of the same kind as the trainer's, with the weights of its best step."""
+    load_trained(model, Path(str(trainer.state.best_model_checkpoint)) / WEIGHTS)
+    return model
 
 
 class EpochOfSampler(TrainerCallback):
@@ -317,7 +425,7 @@ class Progress(TrainerCallback):
         shown = {"loss": "loss", "eval_loss": "validation loss", "eval_accuracy": "accuracy"}
         values = [f"{name} {logs[key]:.4f}" for key, name in shown.items() if key in logs]
         done = state.global_step - self.first_step
-        if values and done:
+        if values and done and state.is_world_process_zero:
             left = (time.monotonic() - self.started) / done * (state.max_steps - state.global_step)
             print(f"step {state.global_step}/{state.max_steps}  {'  '.join(values)}  {left:.0f} s left", flush=True)
 
@@ -334,9 +442,12 @@ def make_trainer(
     loss: Loss | None = None,
     layerwise_lr_decay: float | None = None,
     collate_for_training: CollateForTraining | None = None,
+    train_lengths: list[int] | None = None,
+    max_tokens: int | None = None,
 ) -> ExactTrainer:
     """A Trainer with what every exact run needs, around the user's own `arguments`, which come before it.
 
+    train_lengths, max_tokens: see `ExactTrainer`; lengths are the column `length` where none are given.
     compute_metrics: from logits and labels; None where no logits are kept, and the loss alone is watched.
     """
 
@@ -369,10 +480,12 @@ def make_trainer(
         data_collator=collate,
         compute_metrics=None if compute_metrics is None else metrics,
         callbacks=[*callbacks, StopOnNaN(), Progress()],
+        train_lengths=train["length"] if train_lengths is None else train_lengths,
         keep_checkpoints=keep_checkpoints,
         loss=loss,
         layerwise_lr_decay=layerwise_lr_decay,
         collate_for_training=collate_for_training,
+        max_tokens=max_tokens,
     )
     trainer.add_callback(EpochOfSampler(trainer.train_sampler))
     # Trainer adds a callback that prints every log as a dict: Progress says the same in words.
@@ -387,7 +500,7 @@ def resume_or_start(trainer: ExactTrainer) -> None:
     """
     folder = Path(trainer.args.output_dir)
     checkpoint, skipped = checkpoints.to_resume(folder)
-    for torn in skipped:
+    for torn in skipped if processes.is_first() else ():
         print(f"skipping {torn.name}: it is not whole", file=sys.stderr)
     if checkpoint is None:
         trainer.train()

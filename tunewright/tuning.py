@@ -203,7 +203,36 @@ def prepare(model: Any, task: TaskType, params: TuningParams, longest: int) -> A
         for module in (model, getattr(model, "decoder", None)):  # a pair's decoder has embeddings of its own
             if isinstance(module, PreTrainedModel):
                 module.get_input_embeddings().requires_grad_(False)
+    if way in ("freeze", "head"):
+        _without_dropout(model)
     return model
+
+
+def _without_dropout(model: Any) -> None:
+    """Have modules that are frozen as a whole compute as in evaluation, also while the rest is trained."""
+
+    def evaluate(module: Any, _: Any) -> None:
+        module.eval()
+
+    for module in model.children():
+        weights = [found.requires_grad for found in module.parameters()]
+        if any(weights):
+            _without_dropout(module)
+        elif weights:
+            module.register_forward_pre_hook(evaluate)
+
+
+def frozen_layers(model: Any) -> int:
+    """How many of the first layers are frozen as a whole, where all that stands before them is too; else 0."""
+    names = list(layers(model))
+    frozen = 0
+    for name, weights in model.named_parameters():
+        at = next((at for at, layer in enumerate(names) if name.startswith(f"{layer}.")), None)
+        if weights.requires_grad:
+            return frozen if at is None else at
+        if at is not None:
+            frozen = at + 1
+    return frozen
 
 
 def layers(model: Any) -> dict[str, Any]:

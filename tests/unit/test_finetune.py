@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from stages.finetune import FinetuneParams, FinetunePaths, Gap, _gap, _warnings, run
 from tunewright.compute import open_tuned, predict, read_tokens
 from tunewright.errors import UserError
-from tunewright.files import read_json, sha256_tree
+from tunewright.files import read_json, sha256_tree, write_json
 from tunewright.task_types.text_classification import Task, TaskParams
 
 TASK = Task(TaskParams(type="text_classification", labels=["negative", "positive"]))
@@ -89,10 +89,12 @@ def paths(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     Path("base").symlink_to(tiny_model)
     write_tokens(Path("tokens"))
+    write_json(Path("features/features.json"), {"applies": False})
     return FinetunePaths(
         tokens=Path("tokens"),
         base_model=Path("base"),
         find_lr_report=Path("find_lr.json"),
+        features=Path("features"),
         tuned_model=Path("tuned"),
         curves=Path("curves"),
     )
