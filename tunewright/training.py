@@ -320,7 +320,15 @@ def load_trained(model: Any, file: Path) -> None:
 def best_weights(model: Any, trainer: ExactTrainer) -> Any:
     """A model of the same kind as the trainer's, with the weights of its best step."""
     load_trained(model, Path(str(trainer.state.best_model_checkpoint)) / WEIGHTS)
+    _first_loss(model, trainer)
     return model
+
+
+def _first_loss(model: Any, trainer: ExactTrainer) -> None:
+    """Compute a loss. A model's first one can write into its config, which is saved (BERT's does: problem_type)."""
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    with torch.no_grad():
+        trainer.compute_loss(model, {name: value.to(model.device) for name, value in batch.items()})
 
 
 class EpochOfSampler(TrainerCallback):
@@ -514,6 +522,7 @@ def resume_or_start(trainer: ExactTrainer) -> None:
         # Killed after its last step, or after early stopping: Trainer would train on. Only the best weights are owed.
         trainer.state = state
         load_trained(trainer.model, folder / Path(str(state.best_model_checkpoint)).name / WEIGHTS)
+        _first_loss(trainer.model, trainer)
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, Curves):
                 callback.on_train_begin(trainer.args, state, trainer.control)

@@ -1,7 +1,7 @@
 """A training that was killed ends with the bytes of one that never was (FAULTS: torn saves, kills, stale folders).
 
-Real processes, real SIGKILL, at the thread count of the default recipe. Three epochs of some thirty steps; for each
-way of training that keeps more than weights, a fresh process for every part, so that no set's order can hide.
+Real processes and real SIGKILLs at exact places (tests/killing.py). Here each way of training is killed several times
+on end, at two threads; `benchmarks/kill_matrix.py` has every place by itself, and one thread too.
 """
 
 from __future__ import annotations
@@ -9,18 +9,163 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
-from ruamel.yaml import YAML
 
+from benchmarks.kill_matrix import WAYS, matrix
 from tests.conftest import Project, environment
+from tests.killing import Ended, Kill, Trainings, make_folder
 from tunewright.checkpoints import newest_first
 from tunewright.files import read_json, sha256_tree
 
+THREADS = 2
+TWO = {"num_processes": 2, "per_device_train_batch_size": 4}
 
-def start(project: Project) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+
+@pytest.fixture(scope="module")
+def trainings() -> Iterator[Trainings]:
+    """The warm process."""
+    warm = Trainings()
+    yield warm
+    warm.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_model: Path) -> Path:
+    """A folder to train in."""
+    return make_folder(tmp_path / "training", tiny_model)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    (found,) = (folder / ".tunewright/checkpoints").iterdir()
+    return newest_first(found)
+
+
+def undisturbed(trainings: Trainings, folder: Path, threads: int = THREADS, **changes: Any) -> Ended:
+    """Train to the end, and leave the folder as if nothing had been."""
+    ended = trainings(folder, threads, **changes)
+    assert ended.status == 0, ended.printed
+    shutil.rmtree(folder / "tuned")
+    shutil.rmtree(folder / "curves")
+    return ended
+
+
+def killed(trainings: Trainings, folder: Path, kill: Kill, threads: int = THREADS, **changes: Any) -> Ended:
+    ended = trainings(folder, threads, kill, **changes)
+    assert ended.status == -signal.SIGKILL, ended.printed
+    assert not (folder / "tuned").exists()
+    return ended
+
+
+def test_two_trainings_from_scratch_give_the_same_bytes(trainings, folder):
+    first, second = undisturbed(trainings, folder), undisturbed(trainings, folder)
+    assert (first.model, first.report) == (second.model, second.report)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_killed_again_and_again_and_the_same_bytes_in_the_end(trainings, folder, way):
+    whole = undisturbed(trainings, folder, **WAYS[way])
+    last = whole.report["steps"]
+    resumed = []
+    # In the first epoch, in the second, within a save, at the second epoch's end, and after the last step.
+    for kill in (Kill("step", 7), Kill("step", 18), Kill("save", 20), Kill("epoch_end", 24), Kill("train_end", last)):
+        killed(trainings, folder, kill, **WAYS[way])
+        newest = checkpoints(folder)[0]
+        resumed.append(newest.name)
+        if kill == Kill("epoch_end", 24) and way == "stopping":
+            (callback,) = [read_json(newest / "trainer_state.json")["stateful_callbacks"]["EarlyStoppingCallback"]]
+            assert callback["attributes"]["early_stopping_patience_counter"] == 2
+    assert resumed == [f"checkpoint-{step}" for step in (4, 16, 16, 24, last)]
+    again = trainings(folder, THREADS, **WAYS[way])
+    assert f"going on from checkpoint-{last}" in again.printed
+    assert (again.model, again.report) == (whole.model, whole.report)
+    assert again.report["stopped_early"] is (way == "stopping")
+    assert 4 < again.report["best_step"] < last  # the best step was in mid-run
+    assert not any((folder / ".tunewright/checkpoints").iterdir())
+
+
+def test_the_newest_checkpoint_torn(trainings, folder):
+    whole = undisturbed(trainings, folder)
+    killed(trainings, folder, Kill("step", 18))
+    newest, before = checkpoints(folder)[:2]
+    with (newest / "optimizer.pt").open("r+b") as stream:
+        stream.truncate(1000)
+    again = trainings(folder, THREADS)
+    assert f"skipping {newest.name}: it is not whole" in again.printed
+    assert f"going on from {before.name}" in again.printed
+    assert (again.model, again.report) == (whole.model, whole.report)
+
+
+def test_a_checkpoint_of_other_params_or_threads_is_never_resumed(trainings, folder):
+    killed(trainings, folder, Kill("step", 7))
+    for threads, changes in ((THREADS, {"learning_rate": 2e-3}), (1, {})):
+        other = trainings(folder, threads, max_steps=4, **changes)
+        assert other.status == 0 and "going on from" not in other.printed
+
+
+def test_a_training_that_diverges_stops_and_keeps_its_last_finite_checkpoint(trainings, folder):
+    # Each step of AdamW multiplies the weights by 1 - 10 · 10.
+    ended = trainings(
+        folder,
+        THREADS,
+        learning_rate=10.0,
+        weight_decay=10.0,
+        warmup_steps=20.0,
+        lr_scheduler_type="constant_with_warmup",
+    )
+    assert ended.status == 2
+    assert "training diverged" in ended.error and "Lower finetune.learning_rate" in ended.error
+    assert not (folder / "tuned").exists()
+    state = read_json(checkpoints(folder)[0] / "trainer_state.json")
+    assert state["global_step"] == 4 and all(entry.get("loss", 0.0) < 1e3 for entry in state["log_history"])
+
+
+def gone(folder: Path) -> bool:
+    """Whether the processes that trained in a folder are gone, waited for."""
+    pids = [int(found.name.partition("-")[2]) for found in folder.glob("process-*")]
+    assert len(pids) == 2
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if not any(psutil.pid_exists(pid) for pid in pids):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_two_processes_end_with_their_stage_and_go_on_to_the_same_bytes(trainings, folder):
+    whole = undisturbed(trainings, folder, 1, **TWO)
+    killed(trainings, folder, Kill("step", 7), 1, **TWO)
+    assert gone(folder)
+    again = trainings(folder, 1, **TWO)
+    assert "going on from checkpoint-4" in again.printed
+    assert (again.model, again.report) == (whole.model, whole.report)
+
+
+@pytest.mark.heavy
+def test_the_whole_matrix(tmp_path, tiny_model):
+    rows = list(matrix(tmp_path, tiny_model))
+    assert len(rows) == 6 * 2 * 5
+    for row in rows:
+        assert row.model == row.undisturbed, row
+
+
+@pytest.mark.heavy
+def test_the_stage_itself_killed_in_mid_epoch(tmp_path, tiny_model):
+    project = Project.make(tmp_path, tiny_model)
+    project.edit(
+        lambda params: params["finetune"].update(num_train_epochs=3, eval_steps=16, early_stopping_patience=100)
+    )
+    project.run("dvc", "repro", "features")
+    project.stage("finetune")
+    whole, report = sha256_tree(project.root / "models/tuned"), read_json(project.root / "reports/finetune.json")
+    shutil.rmtree(project.root / "models/tuned")
+    (project.root / "reports/finetune.json").unlink()
+    process = subprocess.Popen(
         ["python", "-m", "stages.finetune"],
         cwd=project.root,
         env=environment(),
@@ -28,144 +173,11 @@ def start(project: Project) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def train(project: Project) -> tuple[str, dict, str]:
-    """Train to the end: the hash of the tuned model, the report, and what was printed."""
-    process = start(project)
-    printed, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, printed
-    return sha256_tree(project.root / "models/tuned"), read_json(project.root / "reports/finetune.json"), printed
-
-
-def train_and_kill(project: Project, after: str) -> None:
-    """Train until a line begins with `after`, then SIGKILL."""
-    process = start(project)
     for line in process.stdout:
-        if line.startswith(after):
+        if line.startswith("step 76/"):
             process.send_signal(signal.SIGKILL)
             break
-    assert process.wait(timeout=60) == -signal.SIGKILL, f"it ended before the kill at {after!r}"
-
-
-def checkpoints(project: Project) -> list[Path]:
-    (folder,) = (project.root / ".tunewright/checkpoints").iterdir()
-    return newest_first(folder)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Project, str, dict]:
-    """A project whose data is tokenized, what an undisturbed training of it gives, and its report."""
-    project = Project.make(tmp_path_factory.mktemp("killed"), tiny_model)
-    project.edit(
-        lambda params: params["finetune"].update(num_train_epochs=3, eval_steps=16, early_stopping_patience=100)
-    )
-    project.run("dvc", "repro", "tokenize")
-    model, report, _ = train(project)
-    assert report["stopped_early"] is False
-    return project, model, report
-
-
-@pytest.fixture
-def untrained(trained) -> tuple[Project, str, dict]:
-    project, model, report = trained
-    for left in ("models/tuned", "reports/plots/finetune", ".tunewright/checkpoints"):
-        shutil.rmtree(project.root / left, ignore_errors=True)
-    (project.root / "reports/finetune.json").unlink(missing_ok=True)
-    return project, model, report
-
-
-def test_two_trainings_from_scratch_give_the_same_bytes(untrained):
-    project, model, report = untrained
-    again, its_report, _ = train(project)
-    assert (again, its_report) == (model, report)
-
-
-# Some thirty steps an epoch: in the middle of the first, and of the last.
-@pytest.mark.parametrize("step", [20, 76])
-def test_killed_in_mid_epoch(untrained, step):
-    project, model, report = untrained
-    train_and_kill(project, f"step {step}/")
-    assert not (project.root / "models/tuned").exists()
-    again, its_report, printed = train(project)
-    assert "going on from checkpoint-" in printed
-    assert (again, its_report) == (model, report)
-    assert not any((project.root / ".tunewright/checkpoints").iterdir())
-
-
-def test_the_newest_checkpoint_torn(untrained):
-    project, model, report = untrained
-    train_and_kill(project, "step 80/96  loss")
-    newest, before = checkpoints(project)[:2]
-    with (newest / "optimizer.pt").open("r+b") as stream:
-        stream.truncate(1000)
-    again, its_report, printed = train(project)
-    assert f"skipping {newest.name}: it is not whole" in printed
-    assert f"going on from {before.name}" in printed
-    assert (again, its_report) == (model, report)
-
-
-def test_killed_after_the_last_step(untrained):
-    project, model, report = untrained
-    last = report["steps"]
-    train_and_kill(project, f"step {last}/{last}  validation")
-    # The kill can fall before or after the last save: both must end alike.
-    again, its_report, _ = train(project)
-    assert (again, its_report) == (model, report)
-
-
-def test_a_checkpoint_of_other_params_is_never_resumed(untrained):
-    project, model, _ = untrained
-    train_and_kill(project, "step 80/96  loss")
-    project.edit(lambda params: params["finetune"].update(learning_rate=2e-3))
-    try:
-        other, _, printed = train(project)
-    finally:
-        project.edit(lambda params: params["finetune"].update(learning_rate=1e-3))
-    assert "going on from" not in printed
-    assert other != model
-
-
-def test_a_training_that_diverges_stops_and_says_so(untrained):
-    project, _, _ = untrained
-    # Each step of AdamW multiplies the weights by 1 - 10 × 10.
-    project.edit(lambda params: params["finetune"].update(learning_rate=10.0, weight_decay=10.0))
-    try:
-        found = project.stage("finetune", check=False)
-    finally:
-        project.edit(lambda params: params["finetune"].update(learning_rate=1e-3, weight_decay=0.01))
-    assert found.returncode == 2
-    assert "training diverged" in found.stderr and "Traceback" not in found.stderr
-    assert not (project.root / "models/tuned").exists()
-
-
-LORA = {"lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "lora_target_modules": "all-linear"}
-WAYS = {
-    "dropout": {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},
-    "lora": {"finetuning_type": "lora", **LORA},
-    "accumulation": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2},
-    "stopping": {"early_stopping_patience": 2, "early_stopping_threshold": 1.0},
-}
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_killed_in_any_way_of_training(untrained, way):
-    project, _, _ = untrained
-    before = YAML(typ="safe").load(project.root / "params.yaml")["finetune"]
-    project.edit(lambda params: params["finetune"].update(WAYS[way]))
-    try:
-        model, report, _ = train(project)
-        shutil.rmtree(project.root / "models/tuned")
-        (project.root / "reports/finetune.json").unlink()
-        train_and_kill(project, "step 24/")  # in the first epoch
-        train_and_kill(project, "step 44/")  # in the second
-        if way == "stopping":  # no evaluation betters the first by 1.0: step 32 raised the counter, step 48 would stop
-            state = read_json(checkpoints(project)[0] / "trainer_state.json")
-            (callback,) = [state["stateful_callbacks"]["EarlyStoppingCallback"]]
-            assert callback["attributes"]["early_stopping_patience_counter"] == 1
-        again, its_report, printed = train(project)
-    finally:
-        project.edit(lambda params: params.__setitem__("finetune", before))
-    assert "going on from checkpoint-" in printed
-    assert (again, its_report) == (model, report)
-    assert its_report["stopped_early"] is (way == "stopping")
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    assert "going on from checkpoint-64" in project.stage("finetune").stdout
+    assert sha256_tree(project.root / "models/tuned") == whole
+    assert read_json(project.root / "reports/finetune.json") == report
