@@ -27,7 +27,7 @@ from typing import Any
 from benchmarks.scratch import change, copy_project, shorten, table, timed
 from tunewright.params import load_params
 
-OURS = ("tokenize", "finetune", "evaluate")
+OURS = ("tokenize", "features", "finetune", "evaluate")
 ABLATION = {
     "run_glue": [],
     "+ padded to the longest of its batch": ["--padding", "longest"],

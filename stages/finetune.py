@@ -112,7 +112,7 @@ class FinetuneReport(Report):
     gap_at_end: Gap | None
     warnings: list[str]
     padded_to_real_tokens: float
-    frozen_layers_kept: int | None
+    frozen_layers_kept: int | None = None
     history: list[dict[str, int | float]]
     weights_sha256: str
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tunewright.files import read_json, sha256_tree, write_json
+from tunewright.stage import QUIET, SPIN
 
 REPOSITORY = Path(__file__).parent.parent
 ROWS = {"train": 96, "validation": 32}
@@ -105,7 +106,7 @@ class Trainings:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.killing"],
             cwd=REPOSITORY,
-            env={**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+            env={**os.environ, **QUIET, **SPIN},  # as run_stage has it
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -198,18 +199,18 @@ def _arrange(when: str, step: int) -> None:
         time.sleep(60)  # a process of several: it ends because the stage is gone
 
     class Killing(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
             Path(f"process-{os.getpid()}").touch()
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if when == "step" and state.global_step == step:
+        def on_step_end(self, *given: Any, **_: Any) -> None:
+            if when == "step" and given[1].global_step == step:
                 kill()
 
-        def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if when == "epoch_end" and state.global_step == step:
+        def on_epoch_end(self, *given: Any, **_: Any) -> None:
+            if when == "epoch_end" and given[1].global_step == step:
                 kill()
 
-        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_train_end(self, *_: Any, **__: Any) -> None:
             if when == "train_end":
                 kill()
 

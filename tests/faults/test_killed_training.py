@@ -1,7 +1,7 @@
 """A training that was killed ends with the bytes of one that never was (FAULTS: torn saves, kills, stale folders).
 
 Real processes and real SIGKILLs at exact places (tests/killing.py). Here each way of training is killed several times
-on end, at two threads; `benchmarks/kill_matrix.py` has every place by itself, and one thread too.
+on end; `benchmarks/kill_matrix.py` has every place by itself, at one and at two threads.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from tests.killing import Ended, Kill, Trainings, make_folder
 from tunewright.checkpoints import newest_first
 from tunewright.files import read_json, sha256_tree
 
-THREADS = 2
 TWO = {"num_processes": 2, "per_device_train_batch_size": 4}
 
 
@@ -46,7 +45,7 @@ def checkpoints(folder: Path) -> list[Path]:
     return newest_first(found)
 
 
-def undisturbed(trainings: Trainings, folder: Path, threads: int = THREADS, **changes: Any) -> Ended:
+def undisturbed(trainings: Trainings, folder: Path, threads: int = 1, **changes: Any) -> Ended:
     """Train to the end, and leave the folder as if nothing had been."""
     ended = trainings(folder, threads, **changes)
     assert ended.status == 0, ended.printed
@@ -55,47 +54,66 @@ def undisturbed(trainings: Trainings, folder: Path, threads: int = THREADS, **ch
     return ended
 
 
-def killed(trainings: Trainings, folder: Path, kill: Kill, threads: int = THREADS, **changes: Any) -> Ended:
+@pytest.fixture(scope="module")
+def whole(trainings: Trainings, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Ended:
+    """How the plain training ends, at two threads."""
+    return undisturbed(trainings, make_folder(tmp_path_factory.mktemp("whole") / "training", tiny_model), 2)
+
+
+def killed(trainings: Trainings, folder: Path, kill: Kill, threads: int = 1, **changes: Any) -> Ended:
     ended = trainings(folder, threads, kill, **changes)
     assert ended.status == -signal.SIGKILL, ended.printed
     assert not (folder / "tuned").exists()
     return ended
 
 
-def test_two_trainings_from_scratch_give_the_same_bytes(trainings, folder):
-    first, second = undisturbed(trainings, folder), undisturbed(trainings, folder)
-    assert (first.model, first.report) == (second.model, second.report)
+def test_a_second_training_from_scratch_gives_the_same_bytes(trainings, folder, whole):
+    again = trainings(folder, 2)
+    assert (again.model, again.report) == (whole.model, whole.report)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_killed_again_and_again_and_the_same_bytes_in_the_end(trainings, folder, way):
-    whole = undisturbed(trainings, folder, **WAYS[way])
-    last = whole.report["steps"]
+def test_killed_again_and_again_and_the_same_bytes_in_the_end(trainings, folder, whole):
     resumed = []
     # In the first epoch, in the second, within a save, at the second epoch's end, and after the last step.
-    for kill in (Kill("step", 7), Kill("step", 18), Kill("save", 20), Kill("epoch_end", 24), Kill("train_end", last)):
-        killed(trainings, folder, kill, **WAYS[way])
-        newest = checkpoints(folder)[0]
-        resumed.append(newest.name)
-        if kill == Kill("epoch_end", 24) and way == "stopping":
-            (callback,) = [read_json(newest / "trainer_state.json")["stateful_callbacks"]["EarlyStoppingCallback"]]
-            assert callback["attributes"]["early_stopping_patience_counter"] == 2
-    assert resumed == [f"checkpoint-{step}" for step in (4, 16, 16, 24, last)]
-    again = trainings(folder, THREADS, **WAYS[way])
-    assert f"going on from checkpoint-{last}" in again.printed
+    for kill in (Kill("step", 7), Kill("step", 18), Kill("save", 20), Kill("epoch_end", 24), Kill("train_end", 36)):
+        killed(trainings, folder, kill, 2)
+        resumed.append(checkpoints(folder)[0].name)
+    assert resumed == [f"checkpoint-{step}" for step in (4, 16, 16, 24, 36)]
+    again = trainings(folder, 2)
+    assert "going on from checkpoint-36" in again.printed
     assert (again.model, again.report) == (whole.model, whole.report)
-    assert again.report["stopped_early"] is (way == "stopping")
-    assert 4 < again.report["best_step"] < last  # the best step was in mid-run
+    assert 4 < again.report["best_step"] < 36  # the best step was in mid-run
     assert not any((folder / ".tunewright/checkpoints").iterdir())
 
 
-def test_the_newest_checkpoint_torn(trainings, folder):
-    whole = undisturbed(trainings, folder)
-    killed(trainings, folder, Kill("step", 18))
+@pytest.mark.parametrize(
+    ("way", "kills"),
+    [
+        ("lora", [Kill("step", 18), Kill("epoch_end", 24)]),
+        ("accumulation", [Kill("step", 18), Kill("save", 20)]),
+        ("stopping", [Kill("step", 27)]),
+    ],
+)
+def test_killed_in_any_way_of_training(trainings, folder, way, kills):
+    whole = undisturbed(trainings, folder, **WAYS[way])
+    for kill in kills:
+        killed(trainings, folder, kill, **WAYS[way])
+    if way == "stopping":
+        state = read_json(checkpoints(folder)[0] / "trainer_state.json")
+        (callback,) = [state["stateful_callbacks"]["EarlyStoppingCallback"]]
+        assert callback["attributes"]["early_stopping_patience_counter"] == 2
+    again = trainings(folder, **WAYS[way])
+    assert "going on from checkpoint-" in again.printed
+    assert (again.model, again.report) == (whole.model, whole.report)
+    assert again.report["stopped_early"] is (way == "stopping")
+
+
+def test_the_newest_checkpoint_torn(trainings, folder, whole):
+    killed(trainings, folder, Kill("step", 18), 2)
     newest, before = checkpoints(folder)[:2]
     with (newest / "optimizer.pt").open("r+b") as stream:
         stream.truncate(1000)
-    again = trainings(folder, THREADS)
+    again = trainings(folder, 2)
     assert f"skipping {newest.name}: it is not whole" in again.printed
     assert f"going on from {before.name}" in again.printed
     assert (again.model, again.report) == (whole.model, whole.report)
@@ -103,21 +121,15 @@ def test_the_newest_checkpoint_torn(trainings, folder):
 
 def test_a_checkpoint_of_other_params_or_threads_is_never_resumed(trainings, folder):
     killed(trainings, folder, Kill("step", 7))
-    for threads, changes in ((THREADS, {"learning_rate": 2e-3}), (1, {})):
+    for threads, changes in ((1, {"learning_rate": 2e-3}), (2, {})):
         other = trainings(folder, threads, max_steps=4, **changes)
         assert other.status == 0 and "going on from" not in other.printed
 
 
 def test_a_training_that_diverges_stops_and_keeps_its_last_finite_checkpoint(trainings, folder):
     # Each step of AdamW multiplies the weights by 1 - 10 · 10.
-    ended = trainings(
-        folder,
-        THREADS,
-        learning_rate=10.0,
-        weight_decay=10.0,
-        warmup_steps=20.0,
-        lr_scheduler_type="constant_with_warmup",
-    )
+    rate = {"learning_rate": 10.0, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 20.0}
+    ended = trainings(folder, weight_decay=10.0, **rate)
     assert ended.status == 2
     assert "training diverged" in ended.error and "Lower finetune.learning_rate" in ended.error
     assert not (folder / "tuned").exists()
@@ -138,10 +150,10 @@ def gone(folder: Path) -> bool:
 
 
 def test_two_processes_end_with_their_stage_and_go_on_to_the_same_bytes(trainings, folder):
-    whole = undisturbed(trainings, folder, 1, **TWO)
-    killed(trainings, folder, Kill("step", 7), 1, **TWO)
+    whole = undisturbed(trainings, folder, **TWO)
+    killed(trainings, folder, Kill("step", 7), **TWO)
     assert gone(folder)
-    again = trainings(folder, 1, **TWO)
+    again = trainings(folder, **TWO)
     assert "going on from checkpoint-4" in again.printed
     assert (again.model, again.report) == (whole.model, whole.report)
 

@@ -29,6 +29,7 @@ ORDER = [
     "fetch_model",
     "init_model",
     "tokenize",
+    "features",
     "find_lr",
     "finetune",
     "baseline",
@@ -42,7 +43,7 @@ ORDER = [
 STAGES = set(ORDER)
 FROM_VERDICT = {"verdict", "report", "gate_model", "export"}
 FROM_FINETUNE = {"finetune", "evaluate", *FROM_VERDICT}
-FROM_TOKENIZE = {"tokenize", "find_lr", "evaluate_base", *FROM_FINETUNE}
+FROM_TOKENIZE = {"tokenize", "features", "find_lr", "evaluate_base", *FROM_FINETUNE}
 FROM_PREPARE = STAGES - {"fetch_data", "ingest", "validate", "choose_model", "fetch_model"}
 
 
@@ -158,6 +159,7 @@ CHANGES = [
             "fetch_model",
             "init_model",
             "tokenize",
+            "features",
             "find_lr",
             "finetune",
             "evaluate_base",
