@@ -39,7 +39,7 @@ class Writing(TaskType):
             "labels": padded("labels", -100),
         }
 
-    def head_modules(self, model: Any) -> list[Any]:
+    def head_modules(self, _: Any) -> list[Any]:
         return []
 
     def load_model(self, folder: Path, settings: dict[str, Any]) -> Any:
