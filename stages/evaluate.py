@@ -111,7 +111,7 @@ def run(
     baseline = read_test(paths.baseline_predictions, rows["test"])
     base = read_test(paths.base_predictions, rows["test"])
     model = open_tuned(task, paths.tuned_model)
-    how = Predicting(params.per_device_eval_batch_size, seed, params.generation)
+    how = Predicting(params.per_device_eval_batch_size, seed, params.generation, params.max_tokens_per_batch)
     tables = predict_all(task, model, paths.tuned_model, rows, paths.tokens, how)
     splits = measure(task, tables, params, seed)
     write_predictions(tables, paths.predictions)

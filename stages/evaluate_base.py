@@ -55,7 +55,7 @@ def run(
     set_up(num_threads, seed)
     rows = read_rows(paths.prepared)
     model = task.load_model(paths.base_model, {})
-    how = Predicting(params.per_device_eval_batch_size, seed, params.generation)
+    how = Predicting(params.per_device_eval_batch_size, seed, params.generation, params.max_tokens_per_batch)
     tables = predict_all(task, model, paths.base_model, rows, paths.tokens, how)
     splits = measure(task, tables, params, seed)
     write_predictions(tables, paths.base_predictions)

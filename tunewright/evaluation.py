@@ -36,6 +36,9 @@ class EvaluateParams(Section):
     """How the metrics and their intervals are made, and over which slices."""
 
     per_device_eval_batch_size: int = Field(ge=1, le=65536, description="rows predicted at once")
+    max_tokens_per_batch: int | None = Field(
+        default=None, ge=4, description="padded tokens predicted at once, in place of a number of rows; null: rows"
+    )
     bootstrap_samples: int = Field(ge=100, le=100_000, description="resamples of the rows behind each interval")
     confidence_level: float = Field(gt=0.5, lt=1, description="of every interval")
     calibration_bins: int = Field(ge=2, le=100, description="bins of equal width behind ECE and the diagram")

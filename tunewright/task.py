@@ -38,6 +38,8 @@ class Predicting:
     batch_size: int
     seed: int
     generation: Any = None
+    max_tokens: int | None = None
+    """Padded tokens of a batch, in place of `batch_size` rows."""
 
 
 @dataclass(frozen=True)

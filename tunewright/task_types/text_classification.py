@@ -86,7 +86,7 @@ class Task(TaskType):
         from tunewright.compute import predict
         from tunewright.label_metrics import one_label, softmax
 
-        logits = predict(model, self, tokens, how.batch_size, model.config.pad_token_id or 0)
+        logits = predict(model, self, tokens, how.batch_size, model.config.pad_token_id or 0, how.max_tokens)
         return one_label(rows["label"], softmax(logits), self.params.labels, logits)
 
     def statistics(self, predictions: pa.Table, calibration_bins: int) -> dict[str, Statistic]:

@@ -92,7 +92,7 @@ class Task(TaskType):
 
         from tunewright.compute import predict
 
-        logits = predict(model, self, tokens, how.batch_size, model.config.pad_token_id or 0)
+        logits = predict(model, self, tokens, how.batch_size, model.config.pad_token_id or 0, how.max_tokens)
         predicted = logits[:, 0].astype(float) * self.params.label_scale + self.params.label_offset
         return pa.table({"label": rows["label"], "predicted": predicted})
 
