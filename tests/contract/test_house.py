@@ -65,7 +65,7 @@ ELSEWHERE = {
     "tunewright suggest-contract --write": "tests/integration/test_init.py",
     "tunewright plan": "tests/integration/test_plan.py",
     "tunewright run": "tests/integration/test_flow.py",
-    "python -m benchmarks.kill_matrix": "tests/faults/test_killed_training.py",
+    "python -m tests.kill_matrix": "tests/faults/test_killed_training.py",
     "tunewright accept": "tests/integration/test_drift.py",
     "tunewright sweep --set finetune.learning_rate=5e-5,1e-4,2e-4 --set finetune.weight_decay=0.0,0.01": SWEEPS,
     'tunewright sweep --trials 20 --set "finetune.learning_rate=loguniform(1e-5,1e-3)"': SWEEPS,

@@ -1,7 +1,7 @@
 """A training that was killed ends with the bytes of one that never was (FAULTS: torn saves, kills, stale folders).
 
 Real processes and real SIGKILLs at exact places (tests/killing.py). Here each way of training is killed several times
-on end; `benchmarks/kill_matrix.py` has every place by itself, at one and at two threads.
+on end; `tests/kill_matrix.py` has every place by itself, at one and at two threads.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks.kill_matrix import WAYS, matrix
 from tests.conftest import Project, environment
+from tests.kill_matrix import WAYS, matrix
 from tests.killing import Ended, Kill, Trainings, make_folder
 from tunewright.checkpoints import newest_first
 from tunewright.files import read_json, sha256_tree

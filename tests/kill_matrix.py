@@ -1,6 +1,6 @@
 """The kill matrix: a training killed anywhere, started again, and the bytes that come of it.
 
-    python -m benchmarks.kill_matrix
+    python -m tests.kill_matrix
 
 Each way of training, at one and two threads, is trained once without a break, and once for each place of a kill: a
 real SIGKILL there, then a second start that goes on to the end. A row of the table is one place; its hash is that of
