@@ -322,7 +322,7 @@ def _estimated(
         "padded_to_real_tokens": planned.padded_to_real_tokens,
     }
     order = sorted(range(len(lengths["train"])), key=lambda row: -lengths["train"][row])
-    longest = tokens["train"].take(order[: finetune.per_device_train_batch_size]).to_pylist()
+    longest = tokens["train"].take(order[: finetune.rows_of_a_batch(max(lengths["train"]))]).to_pylist()
     model = estimate.meta_model(task, base.folder, finetune, max(map(max, lengths.values())))
     counted = estimate.weights(model, finetune)
     memory = estimate.memory(model, task, finetune, longest, counted)
@@ -424,6 +424,9 @@ def _memory_advice(memory: Mapping[str, int], finetune: TrainingParams) -> str:
     """Which key to lower, by the largest part of what is needed."""
     parts = ("weights", "gradients", "optimizer_states", "activations", "logits", "evaluation")
     largest = max(parts, key=lambda part: memory[part])
+    budget = finetune.max_tokens_per_batch
+    if budget is not None and largest in ("activations", "logits", "evaluation"):
+        return f"Most is for {largest}: lower finetune.max_tokens_per_batch ({budget})."
     if largest == "evaluation":
         size = finetune.per_device_eval_batch_size
         return f"Most is for evaluation: lower finetune.per_device_eval_batch_size ({size})."

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright import tuning
-from tunewright.batches import LengthGroupedSampler, padded_to_real, sorted_batches
+from tunewright.batches import LengthGroupedSampler, packed, padded_to_real, sorted_batches
 from tunewright.errors import UserError
 from tunewright.memory import FLOAT, LIBRARIES, LOGITS_COPIES, optimizer_bytes, training_flops
 
@@ -167,7 +167,7 @@ def memory(
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     pad = getattr(model.config, "pad_token_id", None) or 0
-    batch = task.collate(list(rows[: params.per_device_train_batch_size]), pad)
+    batch = task.collate(list(rows[: params.rows_of_a_batch(len(rows[0]["input_ids"]))]), pad)
     tokens = batch["input_ids"].numel()
     kept: dict[int, tuple[int, bool]] = {}  # storage → its bytes, and whether a layer has made it
     inside = [0]
@@ -253,9 +253,14 @@ def schedule(
     lengths, validation: in tokens, cut, of the rows of train and validation, or of a sample of `rows` and `held_out`.
     """
     batch_size, accumulated = params.per_device_train_batch_size, params.gradient_accumulation_steps
-    batches = LengthGroupedSampler(lengths, batch_size, 0).batches()
     scale = rows / len(lengths)
-    per_epoch = len(batches) if rows == len(lengths) else math.ceil(rows / batch_size)
+    if params.packing:
+        lengths = [sum(lengths[row] for row in pack) for pack in packed(lengths, max(lengths))]
+    budget, several = params.max_tokens_per_batch, params.num_processes
+    batches = LengthGroupedSampler(lengths, batch_size, 0, max_tokens=budget, processes=several).batches()
+    per_epoch = math.ceil(len(batches) * scale)
+    if scale != 1 and budget is None and not params.packing:
+        per_epoch = math.ceil(rows / (batch_size * several))
     steps_per_epoch = math.ceil(per_epoch / accumulated)
     steps = params.max_steps if params.max_steps > 0 else math.ceil(params.num_train_epochs * steps_per_epoch)
     tokens = round(sum(lengths) * scale)
@@ -387,7 +392,7 @@ def calibrate(
         return between - before, time.perf_counter() - between
 
     lengths = train["length"]
-    batches = sorted_batches(lengths, params.per_device_train_batch_size)
+    batches = sorted_batches(lengths, params.per_device_train_batch_size, params.max_tokens_per_batch)
     full = batches[:-1] or batches
     for _ in range(WARM_UP_STEPS):
         timed(full[0])
@@ -401,7 +406,7 @@ def calibrate(
     training = planned.padded_tokens * spent / tokens + planned.steps * in_optimizer / steps
 
     held_out = validation["length"]
-    middle = sorted_batches(held_out, params.per_device_eval_batch_size)
+    middle = sorted_batches(held_out, params.per_device_eval_batch_size, params.max_tokens_per_batch)
     chosen = middle[len(middle) // 2]
     inputs = batch(validation, chosen)
     model.eval()

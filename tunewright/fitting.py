@@ -75,6 +75,12 @@ class TrainingParams(tuning.TuningParams, OptimizerParams, LossParams):
             raise ValueError("fsdp false with finetuning_type qlora: weights of 4 bits are not sharded here")
         return self
 
+    def rows_of_a_batch(self, longest: int) -> int:
+        """How many rows one process takes at once where the longest of them has so many tokens."""
+        if self.max_tokens_per_batch is None:
+            return self.per_device_train_batch_size
+        return max(1, self.max_tokens_per_batch // longest)
+
     def arguments(self) -> dict[str, Any]:
         """What Transformers' `TrainingArguments` takes."""
         ours = {

@@ -77,7 +77,7 @@ class LanguageModel(TaskType):
 
         labels = tokens["labels"].to_pylist()
         costs = negative_log_likelihoods(
-            model, tokens["input_ids"].to_pylist(), labels, how.batch_size, tokenizer.pad_token_id
+            model, tokens["input_ids"].to_pylist(), labels, how.batch_size, tokenizer.pad_token_id, how.max_tokens
         )
         place = {row_id: at for at, row_id in enumerate(rows["row_id"].to_pylist())}
         of_row = np.array([place[row_id] for row_id in tokens["row_id"].to_pylist()], dtype=np.int64)

@@ -15,10 +15,15 @@ LOGITS_AT_ONCE = 2**26
 """Logits that one batch may have: rows · tokens · vocabulary, 256 MB as float32."""
 
 
-def token_batches(lengths: Sequence[int], batch_size: int, vocabulary: int) -> list[list[int]]:
-    """Rows of like length, longest first: at most `batch_size` of them, and fewer where their logits would not fit."""
+def token_batches(
+    lengths: Sequence[int], batch_size: int, vocabulary: int, max_tokens: int | None = None
+) -> list[list[int]]:
+    """Rows of like length, longest first: at most `batch_size` of them, and fewer where their logits would not fit.
+
+    max_tokens: padded tokens of a batch, in place of `batch_size` rows.
+    """
     batches = []
-    for batch in sorted_batches(lengths, batch_size):
+    for batch in sorted_batches(lengths, batch_size, max_tokens):
         rows = max(1, LOGITS_AT_ONCE // (vocabulary * lengths[batch[0]])) if lengths[batch[0]] else len(batch)
         batches += [batch[start : start + rows] for start in range(0, len(batch), rows)]
     return batches
@@ -34,7 +39,12 @@ def padded(rows: Sequence[Sequence[int]], fill: int, *, left: bool = False) -> A
 
 
 def negative_log_likelihoods(
-    model: Any, input_ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], batch_size: int, pad_token_id: int
+    model: Any,
+    input_ids: Sequence[Sequence[int]],
+    labels: Sequence[Sequence[int]],
+    batch_size: int,
+    pad_token_id: int,
+    max_tokens: int | None = None,
 ) -> np.ndarray:
     """−Σ ln p of each row's labelled tokens (N,), in nats; a label −100 does not count, and the first never does.
 
@@ -48,7 +58,7 @@ def negative_log_likelihoods(
     training = model.training
     model.eval()
     with torch.inference_mode():
-        for batch in token_batches(lengths, batch_size, model.config.get_text_config().vocab_size):
+        for batch in token_batches(lengths, batch_size, model.config.get_text_config().vocab_size, max_tokens):
             ids = padded([input_ids[row] for row in batch], pad_token_id).to(model.device)
             mask = padded([[1] * lengths[row] for row in batch], 0).to(model.device)
             # Virtual tokens of a prompt or prefix can have logits of their own, in front.

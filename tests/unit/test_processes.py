@@ -44,7 +44,7 @@ def die() -> None:
 
 
 def test_the_first_failure_is_raised_here_and_the_others_are_ended():
-    with pytest.raises(UserError, match="finetune.x: found 1"):
+    with pytest.raises(UserError, match="found 1"):
         processes.launch(refuse, 2)
     with pytest.raises(RuntimeError, match="process 1 of 2 ended with exit status -9"):
         processes.launch(die, 2)

@@ -206,7 +206,7 @@ class Task(TaskType):
 
         from tunewright.generation import rows_to_write, write
 
-        nll, counted = self._likelihood(model, tokens, how.batch_size, tokenizer.pad_token_id)
+        nll, counted = self._likelihood(model, tokens, how, tokenizer.pad_token_id)
         asked = rows_to_write(rows.num_rows, how.generation)
         sources = tokens.column("input_ids")
         prompts = [sources[row].as_py() for row in asked]
@@ -222,7 +222,7 @@ class Task(TaskType):
         )
 
     def _likelihood(
-        self, model: Any, tokens: pa.Table, batch_size: int, pad_token_id: int
+        self, model: Any, tokens: pa.Table, how: Predicting, pad_token_id: int
     ) -> tuple[list[float], list[int]]:
         """Of each row −log p(target | text) in nats, each token after those before it as they are expected; and the
         number of tokens."""
@@ -239,7 +239,7 @@ class Task(TaskType):
         training = model.training
         model.eval()
         with torch.inference_mode():
-            for batch in token_batches(lengths, batch_size, vocabulary):
+            for batch in token_batches(lengths, how.batch_size, vocabulary, how.max_tokens):
                 found = [{"input_ids": sources[row], "labels": labels[row]} for row in batch]
                 inputs = {name: value.to(model.device) for name, value in self.collate(found, pad_token_id).items()}
                 wanted = inputs.pop("labels")
