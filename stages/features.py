@@ -77,6 +77,8 @@ def run(
     reason = _no_need(params, finetuning_type, read_json(paths.base_model / "config.json").get("model_type"))
     if reason is not None:
         return _nothing(paths.features, reason)
+    if type(task).collate_for_training is not TaskType.collate_for_training:
+        return _nothing(paths.features, "the task draws a row's tokens anew in each epoch")
     from tunewright import compute, features
 
     compute.set_up(num_threads, seed)
