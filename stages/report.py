@@ -25,7 +25,7 @@ from tunewright.params import Section
 from tunewright.privacy import mask
 from tunewright.report import Report
 from tunewright.stage import Dep, Key, Out, Paths, run_stage
-from tunewright.task import TaskType
+from tunewright.task import NAMED, TaskType
 
 SECTIONS = {
     "verdict": "Verdict",
@@ -198,8 +198,8 @@ def _rows_by_source(prepared: Path) -> dict[str, dict[str, int]]:
 
 
 def _labels(task: TaskType) -> list[str]:
-    """The names that labels have; none where they are numbers, or texts."""
-    return list(task.params.labels) if task.label_kind in ("one", "set", "sequence") else []
+    """The names that a row's labels have; none where they are of words, numbers, or texts."""
+    return task.label_names if task.label_kind in NAMED else []
 
 
 def _in_words(metric: str) -> str:

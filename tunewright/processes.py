@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 
 def count() -> int:
@@ -91,10 +91,10 @@ def launch(work: Callable[[], Any], processes: int) -> Any:
             waiting[receiver] = rank
         result = None
         while waiting:
-            for receiver in wait(list(waiting)):
-                rank = waiting.pop(receiver)
+            for ready in wait(list(waiting)):
+                rank = waiting.pop(ready)
                 try:
-                    outcome = receiver.recv()  # type: ignore[union-attr]
+                    outcome = cast("Connection[Any, Any]", ready).recv()
                 except EOFError as error:
                     ranks[rank].join()
                     status = ranks[rank].exitcode
