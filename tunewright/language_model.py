@@ -6,9 +6,14 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from tunewright.task import Architecture, Baseline, Predicting, TaskType
+from pydantic import AfterValidator, Field
+
+from tunewright import params as params_module
+from tunewright.chat_templates import BARE, named_or_jinja
+from tunewright.errors import UserError
+from tunewright.task import Architecture, Baseline, LabelKind, Predicting, TaskType
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,7 +22,16 @@ if TYPE_CHECKING:
     from tunewright.chat_templates import ChatTemplate
     from tunewright.conversations import Conversation
     from tunewright.statistics import Statistic
+    from tunewright.text_metrics import TextMetric
     from tunewright.tokenizer import ModelTokenizer
+
+PLACE = "{text}"
+
+
+def _with_a_place(template: str) -> str:
+    if template.count(PLACE) != 1:
+        raise ValueError(f"a prompt with one {PLACE} in it, where the row's text is put")
+    return template
 
 
 class LanguageModel(TaskType):
@@ -101,7 +115,7 @@ class LanguageModel(TaskType):
 
         from tunewright.text_metrics import bits_per_byte, perplexity
 
-        nll, sizes = _numbers(predictions, "nll"), _numbers(predictions, "bytes")
+        nll, sizes = numbers(predictions, "nll"), numbers(predictions, "bytes")
         found = {"bits_per_byte": bits_per_byte(nll, sizes)}
         if "tokens" in predictions.column_names:
             found["perplexity"] = perplexity(nll, predictions["tokens"].to_numpy().astype(np.float64))
@@ -111,14 +125,14 @@ class LanguageModel(TaskType):
         """Of each row, −bits per byte; NaN for a row without a byte to be predicted."""
         import numpy as np
 
-        nll, sizes = _numbers(predictions, "nll"), _numbers(predictions, "bytes")
+        nll, sizes = numbers(predictions, "nll"), numbers(predictions, "bytes")
         found: np.ndarray = np.where(sizes > 0, -nll / (np.maximum(sizes, 1) * math.log(2)), np.nan)
         return found
 
     def details(self, predictions: pa.Table, calibration_bins: int) -> dict[str, Any]:
         """How much was counted, and how many rows were written."""
         names = predictions.column_names
-        found = {name: int(_numbers(predictions, name).sum()) for name in ("tokens", "bytes") if name in names}
+        found = {name: int(numbers(predictions, name).sum()) for name in ("tokens", "bytes") if name in names}
         if "predicted" in names:
             found["rows_written"] = predictions.num_rows - predictions["predicted"].null_count
         return found
@@ -139,10 +153,77 @@ class LanguageModel(TaskType):
         """Of each row, the texts that the model is to predict."""
 
 
+class SeparatorParams(params_module.TaskParams):
+    """What tasks of texts that stand for themselves have in the section `task`."""
+
+    separator_token: str | None = Field(default=None, min_length=1)
+    """Stands before and after each text, such as <|endoftext|>; null: the tokenizer's bos_token (else its eos_token)
+    before, its eos_token after."""
+
+
+class TextModel(LanguageModel):
+    """A decoder that goes on with texts: every token of a text counts, and its end."""
+
+    columns: ClassVar[tuple[str, ...]] = ("text",)
+    label_kind: ClassVar[LabelKind] = "none"
+
+    def encode(self, rows: pa.Table, tokenizer: ModelTokenizer, max_length: int) -> dict[str, list[Any]]:
+        """Each text between the tokens that begin and end it. One longer than `max_length` becomes several inputs, each
+        beginning with the last token of the one before: every token is predicted once, and nothing is lost.
+
+        A special token that stands in a text is read as the characters that it is written with.
+
+        Raises
+            UserError  for a separator_token that the tokenizer lacks.
+        """
+        from tunewright.losses import IGNORED
+
+        texts = rows["text"].to_pylist()
+        start, end = self.edges(tokenizer)
+        backend = tokenizer.backend
+        backend.no_padding()
+        backend.no_truncation()
+        backend.encode_special_tokens = True
+        encoded = backend.encode_batch(texts, add_special_tokens=False)
+        backend.encode_special_tokens = False
+        found: dict[str, list[Any]] = {name: [] for name in ("input_ids", "labels", "tokens_before", "bytes", "row")}
+        for row, (text, encoding) in enumerate(zip(texts, encoded, strict=True)):
+            ids = [*start, *encoding.ids, *end]
+            # The character that each token goes up to.
+            until = [0] * len(start) + [last for _, last in encoding.offsets]
+            until[len(ids) - len(end) - 1 :] = [len(text)] * (len(end) + 1)
+            for first in range(0, max(len(ids) - 1, 1), max_length - 1):
+                piece = ids[first : first + max_length]
+                found["input_ids"].append(piece)
+                found["labels"].append([IGNORED, *piece[1:]])
+                found["tokens_before"].append(len(piece))
+                found["bytes"].append(len(text[until[first] : until[first + len(piece) - 1]].encode()))
+                found["row"].append(row)
+        return found
+
+    def counted_texts(self, rows: pa.Table) -> list[list[str]]:
+        """Each row's text."""
+        return [[text] for text in rows["text"].to_pylist()]
+
+    def edges(self, tokenizer: ModelTokenizer) -> tuple[list[int], list[int]]:
+        asked = self.params.separator_token
+        if asked is None:
+            eos = tokenizer.id_of("eos_token")
+            bos = tokenizer.id_of("bos_token")
+            start = eos if bos is None else bos
+            return [] if start is None else [start], [] if eos is None else [eos]
+        found = tokenizer.backend.token_to_id(asked)
+        if found is None:
+            raise UserError(f"task.separator_token: found {asked!r}; the base model's tokenizer has no such token.")
+        return [found], [found]
+
+
 class Writer(LanguageModel):
     """A decoder that answers: the loss and the likelihood are of the answers alone, and answers are written too."""
 
     metric_names: ClassVar[tuple[str, ...]] = ("bits_per_byte", "perplexity", "chrf", "exact_match")
+    text_metrics: ClassVar[tuple[TextMetric, ...]] = ("chrf", "exact_match")
+    """Those of `metric_names` that compare what was written with what was expected."""
     generates: ClassVar[bool] = True
     examples_title: ClassVar[str] = "The answers furthest from what was expected"
     fallback_template: ClassVar[str]
@@ -228,13 +309,13 @@ class Writer(LanguageModel):
         )
 
     def statistics(self, predictions: pa.Table, calibration_bins: int) -> dict[str, Statistic]:
-        """As every language model; chrf and exact_match over the rows that were written, where any was."""
+        """As every language model; `text_metrics` over the rows that were written, where any was."""
         from tunewright.text_metrics import text_statistics
 
         found = super().statistics(predictions, calibration_bins)
         predicted = predictions["predicted"].to_pylist()
         if any(text is not None for text in predicted):
-            found |= text_statistics(predictions["label"].to_pylist(), predicted, ("chrf", "exact_match"))
+            found |= text_statistics(predictions["label"].to_pylist(), predicted, self.text_metrics)
         return found
 
     def examples(self, predictions: pa.Table, count: int) -> list[int]:
@@ -265,7 +346,7 @@ class Writer(LanguageModel):
         prompts = {split: [one.last[0] for one in conversations[split]] for split in costs}
         labels = {split: [one.last[1] for one in conversations[split]] for split in costs}
         known = [pair for one in conversations["train"] for pair in one.pairs]
-        answers = {"nearest prompt": _nearest_answers(known, prompts), "copy of the prompt": prompts}
+        answers = {"nearest prompt": nearest_answers(known, prompts), "copy of the prompt": prompts}
         quality = {
             name: _mean(sentence_chrf(labels["validation"], found["validation"])) for name, found in answers.items()
         }
@@ -285,7 +366,42 @@ class Writer(LanguageModel):
         return Baseline(name, predictions, {**details, "answers": chosen, "validation_chrf": quality})
 
 
-def _numbers(predictions: pa.Table, name: str) -> np.ndarray:
+class PromptParams(params_module.TaskParams):
+    """What tasks that ask by a prompt have in the section `task`."""
+
+    prompt_template: Annotated[str, AfterValidator(_with_a_place)]
+    """The request, with {text} where the row's text stands."""
+    chat_template: Annotated[str, Field(min_length=1), AfterValidator(named_or_jinja)] | None = None
+    """null: the base model's own, and where it has none, bare: the request, and the answer on the next line. Or a name
+    (chatml, plain, bare), or a template in Jinja, in place of the model's own."""
+
+
+class Prompted(Writer):
+    """A decoder that answers one kind of request: the prompt around a row's text; its target is the answer."""
+
+    columns: ClassVar[tuple[str, ...]] = ("text", "target")
+    label_kind: ClassVar[LabelKind] = "none"
+    fallback_template: ClassVar[str] = BARE
+
+    def conversations(self, rows: pa.Table) -> list[Conversation]:
+        """Each row as one request and its answer."""
+        from tunewright.conversations import Conversation
+
+        before, after = self.params.prompt_template.split(PLACE)
+        return [
+            Conversation(
+                [
+                    {"role": "user", "content": f"{before}{text}{after}"},
+                    {"role": "assistant", "content": target},
+                ],
+                before,
+                after,
+            )
+            for text, target in zip(rows["text"].to_pylist(), rows["target"].to_pylist(), strict=True)
+        ]
+
+
+def numbers(predictions: pa.Table, name: str) -> np.ndarray:
     """A column as float64 (N,), NaN where it is null."""
     import numpy as np
     import pyarrow.compute as pc
@@ -300,7 +416,7 @@ def _mean(values: np.ndarray) -> float:
     return float(np.mean(values)) if len(values) else 0.0
 
 
-def _nearest_answers(known: Sequence[tuple[str, str]], prompts: Mapping[str, list[str]]) -> dict[str, list[str]]:
+def nearest_answers(known: Sequence[tuple[str, str]], prompts: Mapping[str, list[str]]) -> dict[str, list[str]]:
     """For each prompt the answer of the one in `known` whose words, one and two at a time, are most alike (the cosine
     of TF-IDF)."""
     import numpy as np
