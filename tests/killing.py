@@ -165,7 +165,7 @@ def _train(folder: str, threads: int, kill: list[Any] | None, params: dict[str, 
         os.dup2(printed, 2)
         if kill is not None:
             _arrange(*kill)
-        places = {name: Path(name) for name in ("tokens", "features", "curves")}
+        places = {name: Path(name) for name in ("tokens", "features", "curves", "find_lr_report")}
         paths = FinetunePaths(
             base_model=Path("base"), tuned_model=Path("tuned"), find_lr_report=Path("find_lr.json"), **places
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -148,19 +149,20 @@ def test_the_end_of_a_text_keeps_its_label_though_it_is_what_pads_and_a_row_s_fi
 
 
 @pytest.fixture
-def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FinetunePaths:
+def paths(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> FinetunePaths:
     """Rows and a tiny Llama, in a folder of their own."""
     import pyarrow as pa
 
     monkeypatch.chdir(tmp_path)
     make("llama").save_pretrained("base")
+    shutil.copyfile(tiny_model / "tokenizer.json", "base/tokenizer.json")  # which is saved with the model
     Path("tokens").mkdir()
     for split, count in (("train", 48), ("validation", 16)):
         table = rows(count).data.table
         with pa.OSFile(f"tokens/{split}.arrow", "wb") as sink, pa.ipc.new_stream(sink, table.schema) as out:
             out.write_table(table)
     write_json(Path("features/features.json"), {"applies": False})
-    places = {name: Path(name) for name in ("tokens", "features", "curves")}
+    places = {name: Path(name) for name in ("tokens", "features", "curves", "find_lr_report")}
     return FinetunePaths(
         base_model=Path("base"), tuned_model=Path("tuned"), find_lr_report=Path("find_lr.json"), **places
     )
@@ -190,7 +192,7 @@ def test_packing_is_refused_where_it_makes_no_sense(tmp_path, tiny_model, monkey
     monkeypatch.chdir(tmp_path)
     write_tokens(Path("tokens"))
     write_json(Path("features/features.json"), {"applies": False})
-    places = {name: Path(name) for name in ("tokens", "features", "curves")}
+    places = {name: Path(name) for name in ("tokens", "features", "curves", "find_lr_report")}
     found = FinetunePaths(
         base_model=tiny_model, tuned_model=Path("tuned"), find_lr_report=Path("find_lr.json"), **places
     )

@@ -63,21 +63,18 @@ def losses(ended: Ended, key: str) -> list[float]:
     return [entry[key] for entry in ended.report["history"] if key in entry]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("one", "two"),
     [
-        (OFF, OFF | TWO),
-        pytest.param(
+        (
             OFF | {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
             OFF | TWO | {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
-            marks=pytest.mark.heavy,
         ),
-        pytest.param(
-            OFF | {"finetuning_type": "head"}, OFF | TWO | {"finetuning_type": "head"}, marks=pytest.mark.heavy
-        ),
-        pytest.param(OFF, OFF | TWO | {"fsdp": True}, marks=pytest.mark.heavy),
+        (OFF | {"finetuning_type": "head"}, OFF | TWO | {"finetuning_type": "head"}),
+        (OFF, OFF | TWO | {"fsdp": True}),
     ],
-    ids=["ddp", "accumulation", "head", "fsdp"],
+    ids=["accumulation", "head", "fsdp"],
 )
 def test_two_processes_train_as_one_with_the_same_batches(trainings, tmp_path: Path, tiny_model: Path, one, two):
     folder = make_folder(tmp_path / "training", tiny_model)
