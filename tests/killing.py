@@ -166,9 +166,7 @@ def _train(folder: str, threads: int, kill: list[Any] | None, params: dict[str, 
         if kill is not None:
             _arrange(*kill)
         places = {name: Path(name) for name in ("tokens", "features", "curves", "find_lr_report")}
-        paths = FinetunePaths(
-            base_model=Path("base"), tuned_model=Path("tuned"), find_lr_report=Path("find_lr.json"), **places
-        )
+        paths = FinetunePaths(base_model=Path("base"), tuned_model=Path("tuned"), **places)
         task = Task(TaskParams(type="text_classification", labels=["negative", "positive"]))
         try:
             report = run(paths, FinetuneParams(**params), task, seed=1, num_threads=threads)

@@ -41,9 +41,7 @@ def extract(way: str, task: Any = TASK, **changes: Any) -> stage.FeaturesReport:
 
 def train(**changes: Any) -> Any:
     places = {name: Path(name) for name in ("tokens", "features", "curves", "find_lr_report")}
-    paths = FinetunePaths(
-        base_model=Path("base"), tuned_model=Path("tuned"), find_lr_report=Path("find_lr.json"), **places
-    )
+    paths = FinetunePaths(base_model=Path("base"), tuned_model=Path("tuned"), **places)
     return run(paths, params(**changes), TASK, seed=1, num_threads=1)
 
 

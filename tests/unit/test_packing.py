@@ -163,9 +163,7 @@ def paths(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> 
             out.write_table(table)
     write_json(Path("features/features.json"), {"applies": False})
     places = {name: Path(name) for name in ("tokens", "features", "curves", "find_lr_report")}
-    return FinetunePaths(
-        base_model=Path("base"), tuned_model=Path("tuned"), find_lr_report=Path("find_lr.json"), **places
-    )
+    return FinetunePaths(base_model=Path("base"), tuned_model=Path("tuned"), **places)
 
 
 def chosen(**changes: Any) -> Any:
@@ -193,9 +191,7 @@ def test_packing_is_refused_where_it_makes_no_sense(tmp_path, tiny_model, monkey
     write_tokens(Path("tokens"))
     write_json(Path("features/features.json"), {"applies": False})
     places = {name: Path(name) for name in ("tokens", "features", "curves", "find_lr_report")}
-    found = FinetunePaths(
-        base_model=tiny_model, tuned_model=Path("tuned"), find_lr_report=Path("find_lr.json"), **places
-    )
+    found = FinetunePaths(base_model=tiny_model, tuned_model=Path("tuned"), **places)
     with pytest.raises(UserError, match=r"causal language models only; this job trains a BertForSequenceClass"):
         run(found, params(packing=True), TASK, seed=1, num_threads=1)
     with pytest.raises(ValueError, match="packing false with finetuning_type prefix"):
