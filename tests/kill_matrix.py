@@ -1,6 +1,6 @@
 """The kill matrix: a training killed anywhere, started again, and the bytes that come of it.
 
-    python -m tests.kill_matrix
+    python -m tests.kill_matrix [THREADS …]
 
 Each way of training, at one and two threads, is trained once without a break, and once for each place of a kill: a
 real SIGKILL there, then a second start that goes on to the end. A row of the table is one place; its hash is that of
@@ -14,12 +14,11 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import ROWS, make_tiny_model, reviews
 from tests.killing import Ended, Kill, Trainings, make_folder
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -60,10 +59,10 @@ class Row:
     steps: int
 
 
-def matrix(folder: Path, model: Path) -> Iterator[Row]:
-    """All rows.   folder: to work in.   model: a tiny base model."""
+def matrix(folder: Path, model: Path, counts: Sequence[int] = (1, 2)) -> Iterator[Row]:
+    """All rows.   folder: to work in.   model: a tiny base model.   counts: numbers of threads."""
     trainings = Trainings()
-    for threads in (1, 2):
+    for threads in counts:
         for way, changes in (WAYS | {"two processes": TWO_PROCESSES}).items():
             place = make_folder(folder / f"{way}-{threads}".replace(" ", "-"), model)
             whole = _ended(trainings(place, threads, **changes))
@@ -92,15 +91,28 @@ def _ended(found: Ended) -> Ended:
     return found
 
 
+def _model(folder: Path) -> Path:
+    """The base model: the same bytes each time, so that the hashes of the table are too."""
+    import torch
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=1500, max_position_embeddings=32, **sizes)).save_pretrained(folder)
+    Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]")).save(str(folder / "tokenizer.json"))  # noqa: S106
+    return folder
+
+
 def main() -> int:
     """Print the table."""
     print("| way | threads | killed | went on from step | best of all steps | SHA-256 | same |")
     print("|---|---|---|---|---|---|---|")
     different = 0
     with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / "model"
-        make_tiny_model(model, reviews(ROWS).decode().splitlines())
-        for row in matrix(Path(folder), model):
+        counts = [int(count) for count in sys.argv[1:]] or [1, 2]
+        for row in matrix(Path(folder), _model(Path(folder) / "model"), counts):
             same = row.model == row.undisturbed
             different += not same
             print(
