@@ -12,7 +12,7 @@ from stages import finetune
 from stages.find_lr import FindLrParams, FindLrPaths, FindLrReport, Trial, halved, run
 from tests.unit.test_finetune import LORA, TASK, params, write_tokens
 from tunewright.errors import UserError
-from tunewright.files import read_json, sha256_tree
+from tunewright.files import read_json, sha256_tree, write_json
 from tunewright.optimizers import scaled_schedule
 
 ABSURD = 10.0
@@ -30,6 +30,7 @@ def folder(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     Path("base").symlink_to(tiny_model)
     write_tokens(Path("tokens"))
+    write_json(Path("features/features.json"), {"applies": False})
 
 
 def find(training: Any = None, plots: str = "plots", **changes: Any) -> FindLrReport:
@@ -44,6 +45,7 @@ def trained_to_the_end(rate: float, **changes: Any) -> float:
         tokens=Path("tokens"),
         base_model=Path("base"),
         find_lr_report=Path("none.json"),
+        features=Path("features"),
         tuned_model=Path("tuned"),
         curves=Path("curves"),
     )
@@ -90,6 +92,7 @@ def test_finetune_takes_what_was_found():
         tokens=Path("tokens"),
         base_model=Path("base"),
         find_lr_report=Path("find_lr.json"),
+        features=Path("features"),
         tuned_model=Path("tuned"),
         curves=Path("curves"),
     )

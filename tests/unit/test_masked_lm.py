@@ -138,7 +138,9 @@ def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FinetunePaths:
         TokenizeParams(max_length=32),
         TASK,
     )
+    write_json(Path("features/features.json"), {"applies": False})
     return FinetunePaths(
+        features=Path("features"),
         tokens=Path("tokens"),
         base_model=Path("base"),
         find_lr_report=Path("find_lr.json"),

@@ -78,6 +78,7 @@ def base(request, tmp_path, tiny_encoder_decoder, tiny_bert, monkeypatch) -> Pat
     monkeypatch.chdir(tmp_path)
     Path("base").symlink_to(tiny_encoder_decoder if request.param == "t5" else tiny_bert)
     write_tokens(Path("tokens"), Path("base"), splits())
+    write_json(Path("features/features.json"), {"applies": False})
     return Path("base")
 
 
@@ -299,6 +300,7 @@ def test_a_t5_from_scratch_learns_to_translate_words(tmp_path, tiny_encoder_deco
     Path("base").symlink_to(tiny_encoder_decoder)
     rows = splits()
     write_tokens(Path("tokens"), Path("base"), rows)
+    write_json(Path("features/features.json"), {"applies": False})
     finetune(max_steps=120, eval_steps=40, logging_steps=40, learning_rate=5e-3, per_device_train_batch_size=32)
     tokens, tokenizer = read_tokens(Path("tokens/test.arrow")), open_tokenizer(Path("base"))
     before, after = (
