@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.conftest import ROWS, Project, reviews
 from tunewright.privacy import KINDS, pseudonym
 
@@ -137,6 +139,7 @@ def test_redacted_no_value_is_left_nor_was_one_told_when_a_row_was_bad(project: 
     assert "writeto" in tokens and [value for value in VALUES if "".join(value.lower().split()) in tokens] == []
 
 
+@pytest.mark.heavy  # the same search over a run of a quarter of the stages; what must not be there has unit tests too
 def test_what_must_not_be_there_closes_the_gate_and_what_warns_is_told_by_row(project: Project) -> None:
     plant(project, "fail")
     closed = project.tunewright("run", check=False)

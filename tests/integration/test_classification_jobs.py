@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 import subprocess
@@ -14,13 +13,9 @@ from ruamel.yaml import YAML
 
 from tests.conftest import REPOSITORY, environment, reviews
 from tunewright.files import read_json, read_parquet
+from tunewright.job import Job
 from tunewright.params import load_params
-from tunewright.stage import arguments
 
-STAGES = [
-    *("fetch_data", "ingest", "validate", "prepare", "audit_data", "drift", "check_leaks", "gate_data", "fetch_model"),
-    *("tokenize", "finetune", "baseline", "evaluate_base", "evaluate", "verdict", "report", "gate_model", "export"),
-]
 ROWS = 400
 
 
@@ -43,7 +38,7 @@ def small(params: dict[str, Any]) -> None:
 def run_all(
     folder: Path, tiny_model: Path, task: dict[str, Any], source: dict[str, Any], last: str, **sections: Any
 ) -> None:
-    """Write params.yaml, and run every stage up to the last one in this process."""
+    """Write params.yaml, and run the last stage and all that it needs in this process."""
     shutil.copytree(tiny_model, folder / "tiny")
     params = YAML(typ="safe").load(REPOSITORY / "params.yaml")
     small(params)
@@ -54,10 +49,7 @@ def run_all(
     YAML(typ="safe").dump(params, folder / "params.yaml")
     (folder / "data").mkdir()
     (folder / "data/accepted.json").write_text('{"accepted": null}')
-    loaded = load_params()
-    for stage in STAGES[: STAGES.index(last) + 1]:
-        run = importlib.import_module(f"stages.{stage}").run
-        run(**arguments(run, loaded)).write(loaded.path(f"{stage}_report"))
+    Job(load_params(), Path()).run(last)
 
 
 @pytest.fixture

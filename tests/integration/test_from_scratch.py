@@ -52,6 +52,7 @@ def begin_with(project: Project, source: str, name: str) -> None:
         params["fetch_model"]["model_name_or_path"] = name
 
     project.edit(edit)
+    project.run("dvc", "repro", "choose_model")
     project.forget_runs()
     project.run("dvc", "repro", "-s", "fetch_model")
 

@@ -42,6 +42,7 @@ def params_of(project: Project) -> Any:
     return YAML(typ="safe", pure=True).load((project.root / "params.yaml").read_text(encoding="utf-8"))
 
 
+@pytest.mark.heavy  # by hand, by the default model below, and by its parts: guesses and drafts have unit tests
 def test_a_newcomer_s_file_runs_through(clone: Project, tweets: Path) -> None:
     texts = [row["text"] for row in csv.DictReader(tweets.open(encoding="utf-8", newline=""))]
     assert len(texts) == 4200

@@ -49,7 +49,7 @@ def test_the_weights_are_those_of_the_stage_s_own_process(inside):
             params[section][key] = value
 
     inside.edit(the_same)
-    for name in ("base_model", "tokens"):
+    for name in ("base_model", "tokens", "features"):
         shutil.copytree(job.path(name), inside.root / job.params.path(name))
     inside.stage("finetune")
     assert read_json(inside.root / "reports/finetune.json")["weights_sha256"] == in_python

@@ -48,9 +48,9 @@ def paths(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     Path("base").symlink_to(tiny_llama)
     write_tokens(TASK, 64)
-    return FinetunePaths(
-        tokens=Path("tokens"), base_model=Path("base"), tuned_model=Path("tuned"), curves=Path("curves")
-    )
+    write_json(Path("features/features.json"), {"applies": False})
+    places = {name: Path(name) for name in ("tokens", "features", "find_lr_report", "curves")}
+    return FinetunePaths(base_model=Path("base"), tuned_model=Path("tuned"), **places)
 
 
 def write_tokens(task: Any, max_length: int) -> Any:

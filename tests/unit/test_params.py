@@ -139,12 +139,12 @@ def test_a_whole_number_stands_for_a_fraction_but_not_the_other_way_round(tmp_pa
         (
             "  learning_rate:",
             "  learning_rate: .nan",
-            "finetune.learning_rate: found nan; expected number > 0 and ≤ 10.",
+            "finetune.learning_rate: found nan; expected number > 0 and ≤ 10, or auto.",
         ),
         (
             "  learning_rate:",
             "  learning_rate: -.inf",
-            "finetune.learning_rate: found -inf; expected number > 0 and ≤ 10.",
+            "finetune.learning_rate: found -inf; expected number > 0 and ≤ 10, or auto.",
         ),
         (
             "  hidden_dropout_prob:",
@@ -223,7 +223,7 @@ def test_every_fault_of_a_file_is_reported_at_once_in_the_order_of_its_lines(tmp
         ("tokenize:", f"tokenize.max_length: {missing('integer ≥ 4 and ≤ 1000000')}"),
         ("  max_length:", "tokenize.max_lenght: unknown key. Did you mean `max_length`?"),
         ("finetune:", f"finetune.weight_decay: {missing('number ≥ 0 and ≤ 10')}"),
-        ("  learning_rate:", "finetune.learning_rate: found -0.0001; expected number > 0 and ≤ 10."),
+        ("  learning_rate:", "finetune.learning_rate: found -0.0001; expected number > 0 and ≤ 10, or auto."),
         ("  weight_decay:", "finetune.warmup_steps: stands a second time; it stands on line {first} too. Keep one."),
         ("  calibration_bins:", "evaluate.calibration_bins: found nan; expected integer ≥ 2 and ≤ 100."),
         ("  onnx:", "export.onnx: found 'perhaps'; expected true or false."),
@@ -246,12 +246,12 @@ def test_a_fault_in_a_list_of_sections_has_its_own_line(tmp_path: Path) -> None:
         tmp_path,
         ("          max: -0.5", "          max: low"),
         ("      text_column:", "      text_colum: text"),
-        ("      license:", "      licence: MIT"),
+        ("      license: MIT", "      licence: MIT"),
     )
     source = "ingest.sources[0]"
     expected = [
         ("    - name: movie_reviews", f"{source}.license: {missing('text of length ≥ 1')}"),
-        ("      license:", f"{source}.licence: unknown key. Did you mean `license`?"),
+        ("      license: MIT", f"{source}.licence: unknown key. Did you mean `license`?"),
         ("      text_column:", f"{source}.text_colum: unknown key. Did you mean `text_column`?"),
         ("          max: -0.5", f"{source}.label_bins[0].max: found 'low'; expected number, or null."),
     ]
