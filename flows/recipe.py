@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from flows.graph import cache_folder
 from tunewright.errors import UserError
 from tunewright.files import write_text
 from tunewright.params import PARAMS_FILE
@@ -46,8 +47,7 @@ def clone(name: str) -> Path:
         _call("git", "reset", "--quiet", cwd=folder)  # the index of HEAD: what the working folder lacks shows as such
     _copy_files(_listed(Path()), folder)
     write_text(folder / PARAMS_FILE, recipe.read_text(encoding="utf-8"))
-    cache = _call(sys.executable, "-m", "dvc", "cache", "dir").strip()
-    _call(sys.executable, "-m", "dvc", "cache", "dir", "--local", str(Path(cache).resolve()), cwd=folder)
+    _call(sys.executable, "-m", "dvc", "cache", "dir", "--local", str(cache_folder()), cwd=folder)
     tracked = [path for path in _listed(folder) if path.endswith(".dvc")]
     if tracked:  # raw data that DVC keeps
         _call(sys.executable, "-m", "dvc", "checkout", "--quiet", *tracked, cwd=folder)

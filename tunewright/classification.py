@@ -32,11 +32,13 @@ def padded(rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Any]:
     return {"input_ids": found, "attention_mask": mask}
 
 
-def classifier(folder: Path, labels: list[str], settings: dict[str, Any]) -> Any:
-    """A sequence classifier whose outputs carry the real label names."""
-    from transformers import AutoModelForSequenceClassification
+def classifier(
+    folder: Path, labels: list[str], settings: dict[str, Any], of: str = "AutoModelForSequenceClassification"
+) -> Any:
+    """A classifier whose outputs carry the real label names.   of: Transformers' class that opens it."""
+    import transformers
 
-    return AutoModelForSequenceClassification.from_pretrained(
+    return getattr(transformers, of).from_pretrained(
         folder,
         num_labels=len(labels),
         id2label=dict(enumerate(labels)),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from tunewright import params as params_module
-from tunewright.classification import classifier_head, distinct, padded
+from tunewright.classification import classifier, classifier_head, distinct, padded
 from tunewright.task import Baseline, LabelKind, Predicting, TaskType
 
 if TYPE_CHECKING:
@@ -76,17 +76,7 @@ class Task(TaskType):
 
     def load_model(self, folder: Path, settings: dict[str, Any]) -> Any:
         """A token classifier whose outputs carry the real label names."""
-        from transformers import AutoModelForTokenClassification
-
-        names = self.params.labels
-        return AutoModelForTokenClassification.from_pretrained(
-            folder,
-            num_labels=len(names),
-            id2label=dict(enumerate(names)),
-            label2id={label: position for position, label in enumerate(names)},
-            use_safetensors=True,
-            **settings,
-        )
+        return classifier(folder, self.params.labels, settings, of="AutoModelForTokenClassification")
 
     def head_modules(self, model: Any) -> list[Any]:
         """Everything that is no part of the pretrained body."""
