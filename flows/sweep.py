@@ -29,7 +29,7 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import console
-from flows.clones import Clone, look_at
+from flows.trials import Clone, look_at
 from flows.processes import Groups, Stopped
 from flows.reproduce import FAILED_STATES
 from flows.search import Direction, NoMetric, Sampler, Search, Values, params_with, prepare, shown, written
