@@ -70,7 +70,7 @@ def new(repository: str, root: Path, branch: str | None = None, checkout: bool =
 
 
 def attach(folder: Path, committer: dict[str, str] | None = None) -> None:
-    """Give a clone the cache, the remotes and the settings of the project in the working folder, and its user of git."""
+    """Give a clone the cache, remotes and settings of the project in the working folder, and its user of git."""
     for part, value in (committer or identity()).items():
         git("config", f"user.{part}", value, folder=folder)
     settings_like_here(folder)

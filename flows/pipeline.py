@@ -1,7 +1,7 @@
 """One run a pipeline, across all its clones: a named lock beside the shared cache.
 
-DVC's own lock and `tunewright.stage.sole` hold in one folder only, and a deployed run has a clone of its own. Two clones
-of one pipeline at once would train the same thing twice, and record it twice.
+DVC's own lock and `tunewright.stage.sole` hold in one folder only, and a deployed run has a clone of its own. Two
+clones of one pipeline at once would train the same thing twice, and record it twice.
 """
 
 from __future__ import annotations

@@ -171,7 +171,7 @@ def _leave(_flow: Any, _flow_run: Any, _state: State) -> None:
 
 # As many threads as stages: those that wait for their upstreams hold one, so that a free slot always goes to a
 # stage that can run. How many run at once is `jobs`.
-@flow(name="reproduce", task_runner=ThreadPoolTaskRunner(), persist_result=False, on_completion=[_leave])  # type: ignore[arg-type]
+@flow(name="reproduce", task_runner=ThreadPoolTaskRunner(), persist_result=False, on_completion=[_leave])  # type: ignore[arg-type,list-item]
 def reproduce(
     jobs: int = 2,
     stage_timeout_seconds: float | None = None,

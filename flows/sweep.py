@@ -29,10 +29,10 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import console
-from flows.trials import Clone, look_at
 from flows.processes import Groups, Stopped
 from flows.reproduce import FAILED_STATES
 from flows.search import Direction, NoMetric, Sampler, Search, Values, params_with, prepare, shown, written
+from flows.trials import Clone, look_at
 from tunewright import charts
 from tunewright.errors import UserError
 from tunewright.files import canonical_json, read_json, write_json, write_text
@@ -145,7 +145,7 @@ def _run(trial: Trial, sweep: Sweep) -> Trial:
     """Run the trial in its clone, and tell how it ended, by what the stages themselves have left."""
     search, clone = sweep.search, _clone(trial, sweep)
     params_with(search.text, trial.values)
-    clone.make(trial.key, written(search.text, trial.values), sweep.groups)
+    clone.make(trial.key, written(search.text, trial.values))
     log_file = sweep.folder / "logs" / f"{trial.key}.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("w", encoding="utf-8") as log:

@@ -83,7 +83,7 @@ class Clone:
         """Where the project stands in it."""
         return self.root / self.source.prefix
 
-    def make(self, key: str, params: str, groups: Groups) -> None:
+    def make(self, key: str, params: str) -> None:
         """Write it, with this text as its params.yaml; where it stands already for the same trial, leave it as it is.
 
         Raises
@@ -125,7 +125,7 @@ class Clone:
         """Remove the folder."""
         shutil.rmtree(self.root, ignore_errors=True)
 
-    def git(self, *arguments: str) -> str:
+    def _git(self, *arguments: str) -> str:
         return git(*arguments, folder=self.root)
 
     def _dvc(self, groups: Groups, *arguments: str) -> None:
