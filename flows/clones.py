@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from flows.git import git, identity
+from flows.git import git, identity, remote_git
 from flows.graph import cache_folder, settings_like_here
 from tunewright.errors import UserError
 from tunewright.files import read_json, write_json
@@ -104,6 +104,16 @@ def renew() -> None:
     git("fetch", "--quiet", "origin", clone.branch)
     git("reset", "--quiet", "--hard", "FETCH_HEAD")
     tell(Path(), replace(clone, commit=git("rev-parse", "HEAD")))
+
+
+def hand_over(refs: str) -> None:
+    """Give what a deployed run has made in its clone's git to the repository that it came from.
+
+    Raises
+        Unreachable  where that does not take it.
+    """
+    if here() is not None and git("for-each-ref", refs):
+        remote_git("push", "--quiet", "--force", "origin", f"{refs}:{refs}")
 
 
 def remove_own() -> None:

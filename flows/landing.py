@@ -108,33 +108,49 @@ def record(landed: Landed, how: Record) -> State[None]:
 
 def _commit(landed: Landed, clone: clones.RunClone, how: Record) -> None:
     git("add", "--update", "--", ".")
-    if Path("dvc.lock").is_file():
-        git("add", "--force", "--", "dvc.lock")
+    new = git("ls-files", "-z", "--others", "--exclude-standard", "--", "dvc.lock", ":(glob)**/.gitignore").split("\0")
+    if found := [name for name in new if name]:  # DVC writes a .gitignore beside each new output
+        git("add", "--", *found)
     if git("diff", "--cached", "--name-only"):
         git("commit", "--quiet", "--message", f"Run {clone.run}: dvc.lock")
     commit = git("rev-parse", "HEAD")
     if commit == clone.commit:
         return
-    if how == "current":
-        if clone.branch is None:
-            raise UserError("record is `current`, and the run's clone is on no branch: name one in prefect.yaml.")
-        branch = clone.branch
-        _check_still_there(clone, branch)
-    else:
+    if how == "branch":
         branch = f"run/{clone.run}"
-    remote_git("push", "--quiet", "origin", f"HEAD:refs/heads/{branch}")
+        remote_git("push", "--quiet", "origin", f"HEAD:refs/heads/{branch}")
+    else:
+        branch = _to_current(clone)
     landed.branch, landed.commit = branch, commit
 
 
-def _check_still_there(clone: clones.RunClone, branch: str) -> None:
-    remote_git("fetch", "--quiet", "origin", branch)
+def _to_current(clone: clones.RunClone) -> str:
+    """Put the commit onto the branch that the run began from, where that has not moved; the branch."""
+    if clone.branch is None:
+        raise UserError("record is `current`, and the run's clone is on no branch: name one in prefect.yaml.")
+    remote_git("fetch", "--quiet", "origin", clone.branch)
     now = git("rev-parse", "FETCH_HEAD")
     if now != clone.commit:
         raise UserError(
-            f"{branch} of {clone.repository} has moved from {clone.commit[:12]} to {now[:12]} since this run began, so "
-            "its dvc.lock is not committed there. What ran is in the cache: the next run restores it and records it; "
-            "or set record to `branch` and merge."
+            f"{clone.branch} of {clone.repository} has moved from {clone.commit[:12]} to {now[:12]} since this run "
+            "began, so its dvc.lock is not committed there. What ran is in the cache: the next run restores it and "
+            "records it; or set record to `branch` and merge."
         )
+    folder = Path(clone.repository)
+    on = git("symbolic-ref", "--quiet", "--short", "HEAD", folder=folder, check=False) if folder.is_dir() else ""
+    if on == clone.branch:
+        # Somebody has the branch checked out: their files follow, unless they have edited the same ones.
+        own = git("rev-parse", "--show-toplevel")
+        git("fetch", "--quiet", "--no-write-fetch-head", own, "+HEAD:refs/tunewright/run", folder=folder)
+        try:
+            git("merge", "--quiet", "--ff-only", "refs/tunewright/run", folder=folder)
+        except UserError as error:
+            raise UserError(f"dvc.lock is not committed on {clone.branch}: {error}") from error
+        finally:
+            git("update-ref", "-d", "refs/tunewright/run", folder=folder)
+    else:
+        remote_git("push", "--quiet", "origin", f"HEAD:refs/heads/{clone.branch}")
+    return clone.branch
 
 
 @task(task_run_name="push", **_STEP)

@@ -27,7 +27,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import clones, console, landing, pipeline
+from flows import asking, clones, console, landing, pipeline
 from flows import record as run_record
 from flows.graph import NEVER_RAN, Node, changes, plan
 from flows.landing import Record
@@ -164,14 +164,14 @@ def _reproduce(node: Node, why: tuple[str, ...], run: Run) -> StageRun:
     return StageRun(node.name, FAILED_STATES.get(told["outcome"], "Failed"), why, seconds, told["message"])
 
 
-def _leave(_flow: Any, _flow_run: Any, _state: State) -> None:
+def leave(_flow: Any, _flow_run: Any, _state: State) -> None:
     """A deployed run that is complete needs its clone no longer; one that failed leaves it, to be looked at."""
     clones.remove_own()
 
 
 # As many threads as stages: those that wait for their upstreams hold one, so that a free slot always goes to a
 # stage that can run. How many run at once is `jobs`.
-@flow(name="reproduce", task_runner=ThreadPoolTaskRunner(), persist_result=False, on_completion=[_leave])  # type: ignore[arg-type,list-item]
+@flow(name="reproduce", task_runner=ThreadPoolTaskRunner(), persist_result=False, on_completion=[leave])  # type: ignore[arg-type,list-item]
 def reproduce(
     jobs: int = 2,
     stage_timeout_seconds: float | None = None,
@@ -221,6 +221,10 @@ def _all_steps(
     if update_imports and (state := landing.update(landed, return_state=True)).type != StateType.COMPLETED:
         return _failed_step("update imports", state)
     deployed = clones.here() is not None
+    settings = (champion, record, push)
+    began_with = asking.tree_here() if deployed else ""
+    if deployed and (before := asking.done_before(began_with, settings)) is not None:
+        return Completed(name="Unchanged", message=f"nothing has changed since {before['run']}, which ended well")
     nodes, run.changed = plan(allow_missing=deployed)
     if deployed and run.changed:
         if (state := landing.bring(landed, return_state=True)).type != StateType.COMPLETED:
@@ -239,6 +243,10 @@ def _all_steps(
     for name, step in steps:
         if (state := step()).type != StateType.COMPLETED:
             return _failed_step(name, state)
+    if deployed:
+        story = {"run": flow_run.name, "branch": landed.branch, "commit": landed.commit}
+        for tree in {began_with, asking.tree_here()}:  # as it was, and with the dvc.lock that came out
+            asking.done(tree, settings, story)
     return concluded
 
 

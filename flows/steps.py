@@ -1,6 +1,6 @@
 """What Prefect does before a deployed run: give it a clone of the project of its own.
 
-prefect.yaml names `own_clone` as the pull step of each deployment. Prefect runs it on the worker, goes to the folder
+prefect.yaml names `own_clone` as the pull step of each deployment that runs stages. Prefect runs it on the worker, goes to the folder
 that it returns and loads the flow from there, so that flow, stages and library are all those of the clone's commit.
 """
 
@@ -49,6 +49,11 @@ def own_clone(repository: str = ".", branch: str | None = None) -> dict[str, str
     commit = git("rev-parse", "HEAD", folder=root)
     clones.tell(folder, clones.RunClone(str(home), source, on, commit, pipeline, name))
     return {"directory": str(folder)}
+
+
+def project() -> dict[str, str]:
+    """The project's own folder, for a flow that changes nothing in it."""
+    return {"directory": str(project_folder())}
 
 
 def project_folder() -> Path:
