@@ -135,17 +135,18 @@ def run(
 
 
 def _run(jobs: int, stage_timeout: float | None) -> None:
+    from flows import asking, summary
     from flows import console as progress
-    from flows import summary
-    from flows.graph import plan
     from tunewright.params import load_params
 
-    load_params()
-    nodes, changed = plan()
-    if not changed:
-        for node in nodes:
-            progress.ended(node.name, "Unchanged", "unchanged")
-        console.print(f"\nNothing to run: all {len(nodes)} stages are up to date.")
+    if (names := asking.up_to_date()) is None:
+        load_params()
+        nodes, changed = asking.plan()
+        names = None if changed else [node.name for node in nodes]
+    if names is not None:
+        for name in names:
+            progress.ended(name, "Unchanged", "unchanged")
+        console.print(f"\nNothing to run: all {len(names)} stages are up to date.")
         summary.success(console)
         return
 
@@ -280,10 +281,15 @@ def accept(
 @app.command(rich_help_panel=LOOK)
 def why() -> None:
     """Tell which file or param will make which stage run again."""
-    from flows.graph import followers, plan
+    from flows import asking
 
     with _told():
-        nodes, changed = plan()
+        if (names := asking.up_to_date()) is not None:
+            console.print(f"Nothing would run: all {len(names)} stages are up to date.")
+            return
+        from flows.graph import followers
+
+        nodes, changed = asking.plan()
         following = followers(nodes, changed)
         for node in nodes:
             if node.name in changed:

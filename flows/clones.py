@@ -1,157 +1,174 @@
-"""A copy of the project to run a trial in: a clone of its own over the shared cache, and an experiment of what it made.
+"""A clone of the project over its own DVC cache: what recipes, a sweep's trials and deployed runs work in.
 
-Nothing of the project itself is touched, so trials can run side by side and the user can go on working. What is not
-committed to git comes along; what git ignores does not, but DVC's cache is the same one, so that a stage whose inputs
-are the project's own is restored and not run. A clone is removed when its trial has ended. One that was interrupted
-stays, with the checkpoints of its training, and is gone on with.
+A run in a clone touches nothing of the folder that it was made from, and since the cache is the same one, a stage whose
+inputs have been met before is restored and not run. What must outlive a clone stands beside that cache's objects, in
+`shared()`: the checkpoints of trainings, what a sweep has found, the locks of a pipeline.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from flows.graph import cache_folder
-from flows.processes import Groups
+import psutil
+
+from flows.git import git, identity, remote_git
+from flows.graph import cache_folder, settings_like_here
 from tunewright.errors import UserError
-from tunewright.files import write_text
-from tunewright.params import PARAMS_FILE
+from tunewright.files import read_json, write_json
 from tunewright.stage import STATE
 
-READY = STATE / "clone"
-"""In a clone: its trial's key, once it is complete."""
-NO_INPUT = (PARAMS_FILE.name, "dvc.lock", ":(glob)**/.gitignore", ":(glob)**/*.md")
-"""What git tracks and no stage reads: an edit there makes no other trial. Of params.yaml a trial has its own."""
+WORK = STATE / "work"
+"""Where the clones of deployed runs stand."""
+KEPT = 3
+"""Clones of failed runs that are kept, to be looked at."""
+YOUNG_SECONDS = 600.0
+TOLD = STATE / "clone.json"
+LINKED = ("checkpoints", "sweeps")
+"""What lies beside the cache and not in a deployed run's clone, so that the next run's clone finds it."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """The project as it stands, uncommitted edits too.
+class RunClone:
+    """What a deployed run's clone tells of itself.
 
-    tree: git's object of all files.   inputs: the same without what is no input of any trial.
+    home: the project's folder on this machine, whose cache it uses.   repository: where it was cloned from.
+    branch: of the repository, None for a commit on no branch.   commit: what was checked out.
+    pipeline: the name that all clones of one pipeline share.   run: the name of the flow run.
     """
 
-    top: Path
-    prefix: str
-    head: str
-    tree: str
-    inputs: str
-    cache: Path
-    identity: tuple[str, str]
+    home: str
+    repository: str
+    branch: str | None
+    commit: str
+    pipeline: str
+    run: str
 
 
-def look_at(leave_out: Path) -> Source:
-    """The project in the working folder, without the folder `leave_out`, which holds the sweeps' own results.
+def here() -> RunClone | None:
+    """The clone that the working folder is, None where it is the user's own project."""
+    return RunClone(**read_json(TOLD)) if TOLD.is_file() else None
+
+
+def new(repository: str, root: Path, branch: str | None = None, checkout: bool = True, borrow: bool = True) -> None:
+    """Clone a repository, a folder or an address.
+
+    borrow: the objects of a folder's git are used where they are; a clone that stays should have its own.
 
     Raises
-        UserError  where git has no commit yet, or DVC can't read the project.
+        UserError  where git can't.
     """
-    cache = cache_folder()
-    top, git_folder = _git("rev-parse", "--show-toplevel", "--absolute-git-dir").splitlines()
-    prefix = _git("rev-parse", "--show-prefix")
-    head = _git("rev-parse", "--verify", "--quiet", "HEAD", check=False)
-    if not head:
-        raise UserError("git has no commit yet, and DVC's experiments hang on one: `git add -A && git commit`.")
-    with tempfile.TemporaryDirectory() as folder:
-        # An index of its own: the user's stays as it is. A copy of it spares the hashing of what has not changed.
-        index = Path(folder) / "index"
-        if (Path(git_folder) / "index").is_file():
-            shutil.copyfile(Path(git_folder) / "index", index)
-        environment = {"GIT_INDEX_FILE": str(index)}
-        _git("add", "--all", "--", ".", environment=environment)
-        _git("rm", "-r", "--cached", "--quiet", "--ignore-unmatch", "--", str(leave_out), environment=environment)
-        tree = _git("write-tree", environment=environment)
-        _git("rm", "-r", "--cached", "--quiet", "--ignore-unmatch", "--", *NO_INPUT, environment=environment)
-        inputs = _git("write-tree", environment=environment)
-    identity = tuple(_git("config", f"user.{part}", check=False) for part in ("name", "email"))
-    return Source(Path(top), prefix, head, tree, inputs, cache, (identity[0], identity[1]))
+    shutil.rmtree(root, ignore_errors=True)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    how = [*(["--shared"] if borrow and Path(repository).exists() else []), *([] if checkout else ["--no-checkout"])]
+    git("clone", "--quiet", *how, *(["--branch", branch] if branch else []), repository, str(root))
 
 
-@dataclass(frozen=True)
-class Clone:
-    """A copy of the project for one trial, in a folder inside the project's ignored one."""
-
-    source: Source
-    root: Path
-
-    @property
-    def folder(self) -> Path:
-        """Where the project stands in it."""
-        return self.root / self.source.prefix
-
-    def make(self, key: str, params: str, groups: Groups) -> None:
-        """Write it, with this text as its params.yaml; where it stands already for the same trial, leave it as it is.
-
-        Raises
-            UserError  when git or DVC can't.
-        """
-        if self._stands(key):
-            # Held by a process of an earlier sweep, which is gone: nobody else works here.
-            for left in ("lock", "rwlock", "rwlock.lock"):
-                (self.folder / ".dvc" / "tmp" / left).unlink(missing_ok=True)
-            return
-        shutil.rmtree(self.root, ignore_errors=True)
-        self.root.parent.mkdir(parents=True, exist_ok=True)
-        _git("clone", "--quiet", "--shared", "--no-checkout", str(self.source.top), str(self.root))
-        self._git("checkout", "--quiet", "--force", "--detach", self.source.head)
-        self._git("read-tree", "--reset", "-u", self.source.tree)
-        for part, value in zip(("name", "email"), self.source.identity, strict=True):
-            self._git("config", f"user.{part}", value or "tunewright@localhost")
-        local = Path(".dvc/config.local")
-        if local.is_file():
-            shutil.copyfile(local, self.folder / local)
-        self._dvc(groups, "config", "--quiet", "--local", "cache.dir", str(self.source.cache))
-        write_text(self.folder / PARAMS_FILE, params)
-        write_text(self.folder / READY, key)
-
-    def _stands(self, key: str) -> bool:
-        ready = self.folder / READY
-        return ready.is_file() and ready.read_text(encoding="utf-8") == key
-
-    def checkout(self, stage: str, groups: Groups, on_line: Callable[[str], None]) -> None:
-        """Bring what DVC tracks and the stage needs, so far as the cache has it; `repro` tells what it lacks."""
-        command = ["checkout", "--quiet", "--allow-missing", "--with-deps", stage]
-        groups.dvc(*command, on_line=on_line, timeout_seconds=None, folder=self.folder)
-
-    def save_experiment(self, name: str, stage: str, groups: Groups) -> None:
-        """Save what stands here as an experiment of that name, in the project's own git.
-
-        Raises
-            UserError  when DVC can't.
-        """
-        self._dvc(groups, "exp", "save", "--quiet", "--force", "--name", name, stage)
-        refs = self._git("for-each-ref", "--format=%(refname)", "refs/exps").splitlines()
-        (ref,) = (found for found in refs if found.endswith(f"/{name}"))
-        _git("fetch", "--quiet", "--no-write-fetch-head", "--no-tags", str(self.root), f"+{ref}:{ref}")
-
-    def remove(self) -> None:
-        """Remove the folder."""
-        shutil.rmtree(self.root, ignore_errors=True)
-
-    def _git(self, *arguments: str) -> str:
-        return _git("-C", str(self.root), *arguments)
-
-    def _dvc(self, groups: Groups, *arguments: str) -> None:
-        lines: list[str] = []
-        if groups.dvc(*arguments, on_line=lines.append, timeout_seconds=None, folder=self.folder):
-            raise UserError(f"`dvc {' '.join(arguments)}`: {' '.join(lines[-3:])}")
+def attach(folder: Path, committer: dict[str, str] | None = None) -> None:
+    """Give a clone the cache, remotes and settings of the project in the working folder, and its user of git."""
+    for part, value in (committer or identity()).items():
+        git("config", f"user.{part}", value, folder=folder)
+    settings_like_here(folder)
 
 
-def _git(*arguments: str, environment: dict[str, str] | None = None, check: bool = True) -> str:
-    """The output of a git command."""
-    done = subprocess.run(
-        ["git", *arguments],
-        env={**os.environ, "GIT_TERMINAL_PROMPT": "0", **(environment or {})},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if check and done.returncode:
-        raise UserError(f"`git {arguments[0]}`: {' '.join(done.stderr.split()) or f'exit status {done.returncode}'}")
-    return done.stdout.strip("\n")
+def shared(cache: Path | None = None) -> Path:
+    """The folder beside the cache's objects for what all clones share. DVC looks at it as little as git does."""
+    return (cache or cache_folder()) / "tunewright"
+
+
+def link_shared(folder: Path, pipeline: str) -> None:
+    """Let a run's clone keep there what must outlive it, each pipeline by itself."""
+    for name in LINKED:
+        target = shared(cache_folder()) / pipeline / name
+        target.mkdir(parents=True, exist_ok=True)
+        (folder / STATE).mkdir(parents=True, exist_ok=True)
+        (folder / STATE / name).symlink_to(target, target_is_directory=True)
+
+
+def tell(folder: Path, clone: RunClone) -> None:
+    """Write what the clone is into it."""
+    write_json(folder / TOLD, asdict(clone))
+
+
+def renew() -> None:
+    """Bring the clone that this process works in to what its branch is by now: the run that it waited for may have
+    committed there."""
+    clone = here()
+    if clone is None or clone.branch is None:
+        return
+    git("fetch", "--quiet", "origin", clone.branch)
+    git("reset", "--quiet", "--hard", "FETCH_HEAD")
+    tell(Path(), replace(clone, commit=git("rev-parse", "HEAD")))
+
+
+def hand_over(refs: str) -> None:
+    """Give what a deployed run has made in its clone's git to the repository that it came from.
+
+    Raises
+        Unreachable  where that does not take it.
+    """
+    if here() is not None and git("for-each-ref", refs):
+        remote_git("push", "--quiet", "--force", "origin", f"{refs}:{refs}")
+
+
+def remove_own() -> None:
+    """Remove the clone that this process works in, and go to its home folder."""
+    clone = here()
+    if clone is None:
+        return
+    root = Path(git("rev-parse", "--show-toplevel"))
+    os.chdir(clone.home)
+    shutil.rmtree(root, ignore_errors=True)
+
+
+def prune(work: Path) -> None:
+    """Remove the oldest clones in which nobody works, all but so many as are kept."""
+    idle = [root for root in sorted(_clones(work), key=lambda root: root.stat().st_mtime) if not at_work(root)]
+    for root in idle[: max(0, len(idle) - KEPT)]:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def at_work(root: Path) -> bool:
+    """Whether a process works in that clone, or it was only just made for one."""
+    if time.time() - root.stat().st_mtime < YOUNG_SECONDS:
+        return True
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if Path(process.cwd()).is_relative_to(root) and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
+
+
+def _clones(work: Path) -> Iterator[Path]:
+    if work.is_dir():
+        yield from (root for root in work.iterdir() if root.is_dir())
+
+
+def pipeline_name() -> str:
+    """The name of the pipeline in the working folder: the same in all clones of one repository.
+
+    A clone that a recipe or a deployed run works in is told its name; else it is the place of the repository.
+    """
+    import hashlib
+
+    if (clone := here()) is not None:
+        return clone.pipeline
+    if told := git("config", "tunewright.pipeline", check=False):
+        return told
+    place = git("config", "remote.origin.url", check=False) or git("rev-parse", "--show-toplevel", check=False)
+    prefix = git("rev-parse", "--show-prefix", check=False).strip("/")
+    name = Path(place or Path.cwd()).name.removesuffix(".git") or "project"
+    return f"{name}-{hashlib.sha256(f'{place or Path.cwd()}:{prefix}'.encode()).hexdigest()[:8]}"
+
+
+def check_project(folder: Path, what: str) -> None:
+    """Raises
+    UserError  where no project stands in that folder.
+    """
+    if not (folder / "dvc.yaml").is_file():
+        raise UserError(f"{what}: {folder} holds no dvc.yaml.")

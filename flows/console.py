@@ -38,3 +38,8 @@ def ended(stage: str, state: str, detail: str) -> None:
     """Say how a stage ended: a mark, its name, the state in words."""
     mark, style = _MARKS.get(state, ("✘", "red"))
     console.print(Text.assemble((f"{mark} ", style), (f"{stage:<12}", "bold"), " ", (detail, style)))
+
+
+def note(message: str) -> None:
+    """Say something of the run as a whole."""
+    console.print(Text(message, style="dim"))

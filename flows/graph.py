@@ -63,10 +63,13 @@ def changes(stage: str | None = None) -> dict[str, tuple[str, ...]]:
         return _changes(repo, stage)
 
 
-def plan() -> tuple[list[Node], dict[str, tuple[str, ...]]]:
-    """`graph()` and `changes()`, in one reading of the project."""
+def plan(allow_missing: bool = False) -> tuple[list[Node], dict[str, tuple[str, ...]]]:
+    """`graph()` and `changes()`, in one reading of the project.
+
+    allow_missing: a file that dvc.lock knows and that only was not laid out here, as in a fresh clone, is no change.
+    """
     with _repo() as repo:
-        return _nodes(repo), _changes(repo, None)
+        return _nodes(repo), _changes(repo, None, allow_missing)
 
 
 def followers(nodes: list[Node], changed: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
@@ -106,6 +109,25 @@ def cache_folder() -> Path:
     """
     with _repo() as repo:
         return Path(repo.cache.local_cache_dir).resolve()
+
+
+def settings_like_here(clone: Path) -> None:
+    """Give a clone of the project in the working folder the same DVC cache, remotes and settings, those too that git
+    does not hold.
+
+    Raises
+        UserError  when DVC can't read either.
+    """
+    cache = cache_folder()
+    from dvc.config import Config, ConfigError, merge
+
+    try:
+        own = Config(str(Path(".dvc").resolve()), validate=False)
+        with Config(str((clone / ".dvc").resolve()), validate=False).edit("local", validate=False) as settings:
+            merge(settings, own.read("local"))
+            merge(settings, {"remote": own["remote"], "cache": {"dir": str(cache)}})
+    except ConfigError as error:
+        raise UserError(f"DVC: {error}") from error
 
 
 def read_at(path: Path, revision: str) -> str:
@@ -158,15 +180,36 @@ def _nodes(repo: Any) -> list[Node]:
     return nodes
 
 
-def _changes(repo: Any, name: str | None) -> dict[str, tuple[str, ...]]:
+def _changes(repo: Any, name: str | None, allow_missing: bool = False) -> dict[str, tuple[str, ...]]:
     # An import is frozen, and DVC would warn of each; and of one from a repository it would fetch that repository.
     logging.getLogger("dvc.repo.status").setLevel(logging.ERROR)
     status = repo.status(targets=[name] if name else None, check_updates=False)
     changed = {}
     for stage in repo.index.stages:
-        if stage.cmd and stage.addressing in status:
-            changed[stage.addressing] = tuple(_reasons(stage, status[stage.addressing]))
+        entries = status.get(stage.addressing, [])
+        if allow_missing:
+            entries = _present(repo, stage, entries)
+        if stage.cmd and entries:
+            changed[stage.addressing] = tuple(_reasons(stage, entries))
     return changed
+
+
+def _present(repo: Any, stage: Any, entries: list[Any]) -> list[Any]:
+    """The entries of `dvc status` for one stage, without files that are only not laid out: an output that dvc.lock
+    names, and an input whose hash there is that of whatever makes it now."""
+    made = {out.fs_path: out.hash_info for other in repo.index.stages for out in other.outs}
+    same = {str(dep) for dep in stage.deps if dep.hash_info and made.get(dep.fs_path) == dep.hash_info}
+    found: list[Any] = []
+    for entry in entries:
+        if isinstance(entry, dict) and "changed outs" in entry:
+            outs = {path: how for path, how in entry["changed outs"].items() if how not in ("deleted", "not in cache")}
+            entry = {"changed outs": outs} if outs else None
+        elif isinstance(entry, dict) and "changed deps" in entry:
+            deps = {path: how for path, how in entry["changed deps"].items() if how != "deleted" or path not in same}
+            entry = {"changed deps": deps} if deps else None
+        if entry:
+            found.append(entry)
+    return found
 
 
 def _reasons(stage: Any, entries: list[Any]) -> Iterator[str]:

@@ -8,14 +8,15 @@ are, and a second run of a recipe runs only what has changed since.
 from __future__ import annotations
 
 import filecmp
-import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from flows.graph import cache_folder
+from flows import clones
+from flows.git import git
+from flows.processes import Groups
 from tunewright.errors import UserError
 from tunewright.files import write_text
 from tunewright.params import PARAMS_FILE
@@ -42,15 +43,16 @@ def clone(name: str) -> Path:
         raise UserError(f"{recipe}: no such recipe. There are: {', '.join(names())}.")
     folder = RUNS / name
     if not (folder / ".git").is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        _call("git", "clone", "--quiet", "--no-checkout", ".", str(folder))
-        _call("git", "reset", "--quiet", cwd=folder)  # the index of HEAD: what the working folder lacks shows as such
+        pipeline = f"{clones.pipeline_name()}-{name}"
+        clones.new(".", folder, checkout=False, borrow=False)
+        git("config", "tunewright.pipeline", pipeline, folder=folder)  # another one than the project's own
+        git("reset", "--quiet", folder=folder)  # the index of HEAD: what the working folder lacks shows as such
     _copy_files(_listed(Path()), folder)
     write_text(folder / PARAMS_FILE, recipe.read_text(encoding="utf-8"))
-    _call(sys.executable, "-m", "dvc", "cache", "dir", "--local", str(cache_folder()), cwd=folder)
+    clones.attach(folder)
     tracked = [path for path in _listed(folder) if path.endswith(".dvc")]
     if tracked:  # raw data that DVC keeps
-        _call(sys.executable, "-m", "dvc", "checkout", "--quiet", *tracked, cwd=folder)
+        _check_out(folder, tracked)
     return folder
 
 
@@ -68,7 +70,7 @@ def run(name: str, arguments: Iterable[str]) -> int:
 
 def _listed(folder: Path) -> list[str]:
     """The files of a working folder that git tracks or would track."""
-    out = _call("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=folder)
+    out = git("ls-files", "-z", "--cached", "--others", "--exclude-standard", folder=folder)
     return [name for name in dict.fromkeys(out.split("\0")) if name and (folder / name).is_file()]
 
 
@@ -85,16 +87,9 @@ def _copy_files(listed: list[str], folder: Path) -> None:
         (folder / name).unlink()
 
 
-def _call(*command: str, cwd: Path | None = None) -> str:
-    try:
-        done = subprocess.run(
-            command, cwd=cwd, capture_output=True, text=True, check=False, env={**os.environ, "DVC_NO_ANALYTICS": "1"}
-        )
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{command[0]}: not found. A recipe runs in a git clone of the project: install git."
-        ) from error
-    if done.returncode:
-        told = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise UserError(f"`{' '.join(command)}`{f' in {cwd}' if cwd else ''} failed: {told[-1] if told else 'no word'}")
-    return done.stdout
+def _check_out(folder: Path, tracked: list[str]) -> None:
+    with Groups() as groups:
+        lines: list[str] = []
+        command = ["checkout", "--quiet", *tracked]
+        if groups.dvc(*command, on_line=lines.append, timeout_seconds=None, folder=folder):
+            raise UserError(f"`dvc checkout` in {folder}: {' '.join(lines[-3:])}")

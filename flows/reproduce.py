@@ -20,14 +20,18 @@ from typing import Any
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import State, StateType
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
-from prefect.states import Completed, Failed
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import console, record
+from flows import asking, clones, console, landing, pipeline
+from flows import record as run_record
 from flows.graph import NEVER_RAN, Node, changes, plan
+from flows.landing import Record
+from flows.pipeline import Collision
 from flows.processes import Groups, Stopped
 from tunewright.errors import UserError
 from tunewright.files import read_json, write_json
@@ -63,8 +67,8 @@ class StageRun:
 class Run:
     """What the tasks of one run of the flow share."""
 
-    def __init__(self, changed: dict[str, tuple[str, ...]], jobs: int, timeout_seconds: float | None) -> None:
-        self.changed = changed
+    def __init__(self, jobs: int, timeout_seconds: float | None) -> None:
+        self.changed: dict[str, tuple[str, ...]] = {}
         self.slots = threading.BoundedSemaphore(jobs)
         self.timeout_seconds = timeout_seconds
         self.groups = Groups()
@@ -160,38 +164,113 @@ def _reproduce(node: Node, why: tuple[str, ...], run: Run) -> StageRun:
     return StageRun(node.name, FAILED_STATES.get(told["outcome"], "Failed"), why, seconds, told["message"])
 
 
+def leave(_flow: Any, _flow_run: Any, _state: State) -> None:
+    """A deployed run that is complete needs its clone no longer; one that failed leaves it, to be looked at."""
+    clones.remove_own()
+
+
 # As many threads as stages: those that wait for their upstreams hold one, so that a free slot always goes to a
 # stage that can run. How many run at once is `jobs`.
-@flow(name="reproduce", task_runner=ThreadPoolTaskRunner(), persist_result=False)  # type: ignore[arg-type]
-def reproduce(jobs: int = 2, stage_timeout_seconds: float | None = None) -> State[None]:
+@flow(name="reproduce", task_runner=ThreadPoolTaskRunner(), persist_result=False, on_completion=[leave])  # type: ignore[arg-type,list-item]
+def reproduce(
+    jobs: int = 2,
+    stage_timeout_seconds: float | None = None,
+    update_imports: bool = False,
+    champion: bool = False,
+    record: Record = "nobody",
+    push: bool = False,
+    collision: Collision = "wait",
+) -> State[None]:
     """Bring every stage of dvc.yaml up to date, independent ones side by side.
 
-    jobs: stages at once. stage_timeout_seconds: a stage that takes longer is ended with its process group.
+    jobs: stages at once.
+    stage_timeout_seconds: a stage that takes longer is ended with its process group.
+    update_imports: first ask DVC's imports whether they have changed.
+    champion: compare the new model with the last blessed one, and bless it or not.
+    record: who commits dvc.lock of a deployed run: a branch of the run, the current branch, or nobody.
+    push: data, cache and run cache to DVC's remote.
+    collision: where another run is at work on this pipeline, in whatever clone: wait for it, or be cancelled.
     """
     end_with_parent()
     started = time.perf_counter()
     RUN_FILE.unlink(missing_ok=True)
-    with sole("reproduce"):
-        try:
-            nodes, changed = plan()
-        except UserError as error:
-            return Failed(name=FAILED_STATES[error.outcome], message=str(error))
-        run = Run(changed, jobs, stage_timeout_seconds)
-        try:
+    run = Run(jobs, stage_timeout_seconds)
+    try:
+        with pipeline.alone(flow_run.name or "tunewright run", collision, _say_waiting) as waited, sole("reproduce"):
+            if waited:
+                clones.renew()
             with run.groups:
-                futures: dict[str, PrefectFuture[Any]] = {}
-                for node in nodes:
-                    upstreams = [futures[name] for name in node.upstreams]
-                    futures[node.name] = stage.submit(node, run, wait_for=upstreams, return_state=False)
-                for future in futures.values():
-                    future.wait()
-        finally:
-            stages = [run.ended.get(node.name, StageRun(node.name, "NotRun")) for node in nodes]
-            seconds = round(time.perf_counter() - started, 3)
-            told = [asdict(ended) for ended in stages]
-            write_json(RUN_FILE, {"seconds": seconds, "stages": told})
-            record.write(told, seconds)
-        return _conclusion(stages, seconds)
+                return _all_steps(run, started, update_imports, champion, record, push)
+    except pipeline.Busy as busy:
+        clones.remove_own()
+        return Cancelled(name="AlreadyRunning", message=str(busy))
+    except UserError as error:
+        return Failed(name=FAILED_STATES[error.outcome], message=str(error))
+
+
+def _say_waiting(message: str) -> None:
+    console.note(message)
+    get_run_logger().info("%s", message)
+
+
+def _all_steps(
+    run: Run, started: float, update_imports: bool, champion: bool, record: Record, push: bool
+) -> State[None]:
+    """The order of a run: imports, data, the stages; then the champion, dvc.lock, the remote."""
+    landed = landing.Landed(run.groups)
+    if update_imports and (state := landing.update(landed, return_state=True)).type != StateType.COMPLETED:
+        return _failed_step("update imports", state)
+    deployed = clones.here() is not None
+    settings = (champion, record, push)
+    began_with = asking.tree_here() if deployed else ""
+    if deployed and (before := asking.done_before(began_with, settings)) is not None:
+        return Completed(name="Unchanged", message=f"nothing has changed since {before['run']}, which ended well")
+    nodes, run.changed = plan(allow_missing=deployed)
+    if deployed and run.changed:
+        if (state := landing.bring(landed, return_state=True)).type != StateType.COMPLETED:
+            return _failed_step("bring data", state)
+        nodes, run.changed = plan()
+    stages = _all_stages(nodes, run, started)
+    concluded = _conclusion(stages, round(time.perf_counter() - started, 3))
+    if concluded.type != StateType.COMPLETED:
+        return concluded
+    steps: list[tuple[str, Any]] = []
+    # The champion's step goes here: before the record, so that what it decides is committed too.
+    if deployed:
+        steps.append(("record", lambda: landing.record(landed, record, return_state=True)))
+    if push:
+        steps.append(("push", lambda: landing.push(landed, return_state=True)))
+    for name, step in steps:
+        if (state := step()).type != StateType.COMPLETED:
+            return _failed_step(name, state)
+    if deployed:
+        story = {"run": flow_run.name, "branch": landed.branch, "commit": landed.commit}
+        for tree in {began_with, asking.tree_here()}:  # as it was, and with the dvc.lock that came out
+            asking.done(tree, settings, story)
+    return concluded
+
+
+def _failed_step(name: str, state: State) -> State[None]:
+    console.ended(name, str(state.name), state.message or "")
+    return Failed(name=state.name, message=f"{name}: {state.message}")
+
+
+def _all_stages(nodes: list[Node], run: Run, started: float) -> list[StageRun]:
+    """Submit every stage, and wait for the last one."""
+    futures: dict[str, PrefectFuture[Any]] = {}
+    try:
+        for node in nodes:
+            upstreams = [futures[name] for name in node.upstreams]
+            futures[node.name] = stage.submit(node, run, wait_for=upstreams, return_state=False)
+        for future in futures.values():
+            future.wait()
+    finally:
+        stages = [run.ended.get(node.name, StageRun(node.name, "NotRun")) for node in nodes]
+        seconds = round(time.perf_counter() - started, 3)
+        told = [asdict(ended) for ended in stages]
+        write_json(RUN_FILE, {"seconds": seconds, "stages": told})
+        run_record.write(told, seconds)
+    return stages
 
 
 def _conclusion(stages: list[StageRun], seconds: float) -> State[None]:
@@ -203,7 +282,7 @@ def _conclusion(stages: list[StageRun], seconds: float) -> State[None]:
         for s in stages
     ]
     create_table_artifact(table=rows, key="reproduce-stages", description="How each stage ended, and why it ran")
-    trained = record.against_plan(record.read())
+    trained = run_record.against_plan(run_record.read())
     finetune = f"\nfinetune: {trained}\n" if trained else ""
     create_markdown_artifact(f"**{summary}** in {seconds:.1f} s\n{finetune}", key="reproduce-summary")
     failures = [ended for ended in stages if ended.state not in GOOD_STATES]

@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 
 from flows.processes import child_environment, end_group
+from flows.steps import PROJECT_VARIABLE
 from tunewright.errors import Unreachable, UserError
 from tunewright.files import write_json
 from tunewright.stage import STATE
@@ -164,7 +165,7 @@ def worker(api_url: str) -> Iterator[subprocess.Popen[bytes]]:
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "flows.tied", "prefect", "worker", "start", "--pool", POOL, "--type", "process"],
-            env={**child_environment(), **settings(api_url)},
+            env={**child_environment(), **settings(api_url), PROJECT_VARIABLE: str(Path.cwd())},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

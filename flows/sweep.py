@@ -28,11 +28,11 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import console
-from flows.clones import Clone, look_at
+from flows import clones, console
 from flows.processes import Groups, Stopped
-from flows.reproduce import FAILED_STATES
+from flows.reproduce import FAILED_STATES, leave
 from flows.search import Direction, NoMetric, Sampler, Search, Values, params_with, prepare, shown, written
+from flows.trials import Clone, look_at
 from tunewright import charts
 from tunewright.errors import UserError
 from tunewright.files import canonical_json, read_json, write_json, write_text
@@ -145,7 +145,7 @@ def _run(trial: Trial, sweep: Sweep) -> Trial:
     """Run the trial in its clone, and tell how it ended, by what the stages themselves have left."""
     search, clone = sweep.search, _clone(trial, sweep)
     params_with(search.text, trial.values)
-    clone.make(trial.key, written(search.text, trial.values), sweep.groups)
+    clone.make(trial.key, written(search.text, trial.values))
     log_file = sweep.folder / "logs" / f"{trial.key}.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("w", encoding="utf-8") as log:
@@ -179,7 +179,7 @@ def _run(trial: Trial, sweep: Sweep) -> Trial:
 
 
 # A batch of trials is submitted at once, so as many run at once as a batch has.
-@flow(name="sweep", task_runner=ThreadPoolTaskRunner(), persist_result=False)  # type: ignore[arg-type]
+@flow(name="sweep", task_runner=ThreadPoolTaskRunner(), persist_result=False, on_completion=[leave])  # type: ignore[arg-type,list-item]
 def sweep(
     settings: list[str],
     name: str | None = None,
@@ -205,6 +205,7 @@ def sweep(
                 _all_trials(running, jobs)
         except UserError as error:
             return Failed(name=FAILED_STATES[error.outcome], message=str(error))
+        clones.hand_over("refs/exps/*")
         if running.fault is not None:
             return Failed(name="BadInput", message=str(running.fault))
         return _conclusion(search, [running.ended[number] for number in sorted(running.ended)])

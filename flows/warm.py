@@ -21,6 +21,8 @@ import threading
 from pathlib import Path
 from typing import IO, NoReturn
 
+from flows import transfer
+
 _LARGEST_REQUEST = 65536
 
 
@@ -133,9 +135,12 @@ def _run(channel: socket.socket, folder: str, arguments: list[str], output: int,
             os.dup2(output, standard)
         os.close(output)
         os.chdir(folder)
-        from dvc.cli import main
+        if arguments[0] == transfer.NAME:
+            status = transfer.main(arguments[1:])
+        else:
+            from dvc.cli import main
 
-        status = main(arguments)
+            status = main(arguments)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -31,6 +31,7 @@ CHEAP = [
     "pre-commit install",
 ]
 IMPORTS = "tests/integration/test_imports.py"
+OWN_REPOSITORY = "tests/integration/test_own_repository.py"
 SWEEPS = "tests/integration/test_sweep.py"
 FROM_SCRATCH = "tests/integration/test_from_scratch.py"
 # What is long, or what would run this very suite, is run by another test or is how the tests are run.
@@ -61,6 +62,14 @@ ELSEWHERE = {
     "make run RECIPE=code_translation": "tests/integration/test_recipes.py",
     "dvc import ../pretraining models/export --out models/pretrained": FROM_SCRATCH,
     "dvc pull": IMPORTS,
+    "git clone https://example.com/tunewright.git reviews": OWN_REPOSITORY,
+    "git remote rename origin upstream": OWN_REPOSITORY,
+    "git remote add origin git@example.com:team/reviews.git": OWN_REPOSITORY,
+    "git push --set-upstream origin main": OWN_REPOSITORY,
+    "dvc remote add --default store s3://team/reviews": OWN_REPOSITORY,
+    "dvc push --run-cache": OWN_REPOSITORY,
+    "git fetch upstream": OWN_REPOSITORY,
+    "git merge upstream/main": OWN_REPOSITORY,
     "pip install --constraint requirements/constraints.txt --requirement requirements/imports.txt": "Makefile",
     "tunewright init my.csv": "tests/integration/test_init.py",
     "tunewright suggest-contract": "tests/unit/test_suggest_contract.py",
@@ -261,14 +270,14 @@ def test_no_file_names_a_machine_or_leaves_work_undone() -> None:
     assert not faults, "\n".join(faults)
 
 
-def test_one_module_asks_dvc_and_one_starts_it() -> None:
+def test_one_module_asks_dvc_one_starts_it_and_one_moves_data() -> None:
     importing = [
         path.relative_to(ROOT).as_posix()
         for top in ("flows", "stages", "tunewright")
         for path in sorted((ROOT / top).rglob("*.py"))
         if re.search(r"^\s*(from|import) dvc\b", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     ]
-    assert importing == ["flows/graph.py", "flows/warm.py"]
+    assert importing == ["flows/graph.py", "flows/transfer.py", "flows/warm.py"]
 
 
 def test_no_two_test_modules_share_a_test_s_name() -> None:

@@ -78,6 +78,8 @@ def run(paths: {camel}Paths, params: {camel}Params) -> {camel}Report:
         Path(".tunewright/asleep").write_text(str(os.getpid()))
         time.sleep(600)
     read = "+".join(Path(path).read_text() for path in ({reads}))
+    if params.mode == "guard" and "spoilt" in read:  # a gate on what it reads
+        raise GateClosed("the gate is closed by 1 rule")
     write_text(paths.{out}, f"{name}({{params.text}},{{read}})")
     return {camel}Report(length=len(read))
 

@@ -15,6 +15,14 @@ def test_serve_deploy_and_run_through_a_worker(toy_alone: Any, wait_for: Any, as
     toy = toy_alone
     shutil.copy(REPOSITORY / "prefect.yaml", toy.folder)
     shutil.copytree(REPOSITORY / "flows", toy.folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+    (toy.folder / ".gitignore").write_text(".tunewright/\n__pycache__/\nreports/\nout/\n")
+    for command in (
+        ["git", "config", "user.name", "test"],
+        ["git", "config", "user.email", "test@example.com"],
+        ["git", "add", "--all"],
+        ["git", "commit", "--quiet", "--message", "The project"],
+    ):
+        assert toy.sh(*command).returncode == 0
     assert toy.tunewright("deploy").returncode == 2  # no server stands
 
     with socket.socket() as probe:
@@ -30,7 +38,8 @@ def test_serve_deploy_and_run_through_a_worker(toy_alone: Any, wait_for: Any, as
         deployment = ask(api_url, "/deployments/name/reproduce/reproduce")
         assert deployment["work_pool_name"] == "tunewright"
         assert deployment["entrypoint"] == "flows/reproduce.py:reproduce"
-        (schedule,) = deployment["schedules"]
+        assert deployment["schedules"] == []
+        (schedule,) = ask(api_url, "/deployments/name/reproduce/refresh")["schedules"]
         assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == ("0 3 * * *", "Etc/UTC")
 
         run = ask(api_url, f"/deployments/{deployment['id']}/create_flow_run", parameters={"jobs": 1})
@@ -46,7 +55,17 @@ def test_serve_deploy_and_run_through_a_worker(toy_alone: Any, wait_for: Any, as
             120,
         )
         assert final["state_type"] == "COMPLETED", final["state"]
-        assert toy.executed() == ["last", "one", "side", "two"]
+        tasks = ask(api_url, "/task_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})
+        assert {task["name"]: task["state_name"] for task in tasks} == {
+            **dict.fromkeys(["one", "two", "side", "last"], "Completed"),
+            "bring data": "Brought",
+            "record": "Recorded",
+            "push": "NoRemote",
+        }
+        # It has left its commit and its cache, and nothing else.
+        assert "last:" in toy.sh("git", "show", f"run/{final['name']}:dvc.lock").stdout
+        assert list((toy.folder / ".tunewright" / "work").iterdir()) == []
+        assert not (toy.folder / "out").exists() and toy.executed() == []
 
         toy.set("last.text", "other")
         done = toy.tunewright("run")  # finds the standing server

@@ -1,0 +1,237 @@
+"""The whole road with a real server and a real worker: deploy, schedule, changed data, closed gate, mended data.
+
+The toy project stands in git, its raw data is imported by DVC from a file outside, and DVC has a remote.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+LIMIT_SECONDS = 900
+
+
+@dataclass
+class Production:
+    """A deployed toy project, its server and its worker."""
+
+    toy: Any
+    api_url: str
+    origin: Path
+    remote: Path
+    ask_server: Callable[..., Any]
+    wait_for: Callable[..., Any]
+
+    def ask(self, path: str, **body: Any) -> Any:
+        return self.ask_server(self.api_url, path, **body)
+
+    def deployment(self, name: str) -> Any:
+        return self.ask(f"/deployments/name/{name}")
+
+    def start(self, name: str, **parameters: Any) -> str:
+        """Start a deployment by hand; the id of its flow run."""
+        run = self.ask(f"/deployments/{self.deployment(name)['id']}/create_flow_run", parameters=parameters)
+        return str(run["id"])
+
+    def ended(self, run_id: str) -> Any:
+        """The flow run, once it has ended."""
+
+        def found() -> Any:
+            run = self.ask(f"/flow_runs/{run_id}")
+            return run if run["state_type"] in ENDED else None
+
+        return self.wait_for(found, LIMIT_SECONDS)
+
+    def run(self, name: str, **parameters: Any) -> Any:
+        """Run a deployment by hand, to its end."""
+        return self.ended(self.start(name, **parameters))
+
+    def runs(self, name: str) -> list[Any]:
+        """All flow runs of a deployment that are complete, the oldest first."""
+        found = self.ask(
+            "/flow_runs/filter",
+            deployments={"id": {"any_": [self.deployment(name)["id"]]}},
+            flow_runs={"state": {"type": {"any_": ["COMPLETED"]}}},
+            sort="START_TIME_ASC",
+        )
+        return list(found)
+
+    def states(self, run: Any) -> dict[str, str]:
+        """The state's name of each task of a flow run."""
+        tasks = self.ask("/task_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})
+        return {task["name"]: task["state_name"] for task in tasks}
+
+    def git(self, *arguments: str) -> str:
+        done = self.toy.sh("git", *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return str(done.stdout.strip())
+
+    def branches(self) -> list[str]:
+        """The branches that runs have recorded."""
+        return self.git("for-each-ref", "--format=%(refname:short)", "refs/heads/run/").split()
+
+    def merge(self, run: Any) -> None:
+        """What a person does with a run that is to be kept."""
+        self.git("merge", "--quiet", "--ff-only", f"run/{run['name']}")
+
+    def clones(self) -> list[str]:
+        work = self.toy.folder / ".tunewright" / "work"
+        return sorted(clone.name for clone in work.iterdir()) if work.is_dir() else []
+
+
+def make_production(toy: Any, folder: Path) -> tuple[Path, Path]:
+    """Put the flows into the toy project, its raw data under DVC's import, all of it into git; origin and remote."""
+    shutil.copy(REPOSITORY / "prefect.yaml", toy.folder)
+    shutil.copytree(REPOSITORY / "flows", toy.folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+    (toy.folder / ".gitignore").write_text(".tunewright/\n__pycache__/\nreports/\nout/\n/raw.txt\n")
+    origin, remote = folder / "origin.txt", folder / "remote"
+    origin.write_text("raw")
+    (toy.folder / "raw.txt").unlink()
+    for command in (
+        ["dvc", "import-url", "--quiet", str(origin), "raw.txt"],
+        ["dvc", "remote", "add", "--default", "store", str(remote)],
+        ["git", "config", "user.name", "test"],
+        ["git", "config", "user.email", "test@example.com"],
+        ["git", "add", "--all"],
+        ["git", "commit", "--quiet", "--message", "The project"],
+    ):
+        done = toy.sh(*command)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return origin, remote
+
+
+@pytest.fixture
+def production(toy_alone: Any, tmp_path: Path, wait_for: Any, ask: Any) -> Iterator[Production]:
+    """The toy project with `tunewright serve` at work and everything deployed; refresh fires every minute."""
+    toy = toy_alone
+    toy.set("two.mode", "guard")
+    origin, remote = make_production(toy, tmp_path)
+    (toy.folder / "prefect.yaml").write_text(
+        (REPOSITORY / "prefect.yaml").read_text().replace("0 3 * * *", "* * * * *")
+    )
+    assert toy.sh("git", "commit", "--quiet", "--all", "--message", "Every minute").returncode == 0
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    serving = toy.start("serve", "--port", port)
+    try:
+        wait_for((toy.folder / ".tunewright" / "server.json").exists, LIMIT_SECONDS)
+        deployed = toy.tunewright("deploy")
+        assert deployed.returncode == 0, deployed.stdout + deployed.stderr
+        yield Production(toy, f"http://127.0.0.1:{port}/api", origin, remote, ask, wait_for)
+    finally:
+        serving.send_signal(signal.SIGTERM)
+        serving.communicate(timeout=120)
+    assert toy.survivors() == []
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(3600)
+def test_the_run_through(production: Production) -> None:
+    first = by_the_schedule(production)
+    the_schedule_again(production, first)
+    data_changed(production)
+    gate_closed_by_bad_data(production)
+    data_mended(production)
+    # Here: the champion replaced, and the rollback.
+
+
+def by_the_schedule(production: Production) -> Any:
+    """The schedule fires, everything runs in a clone, and is recorded and pushed."""
+    production.wait_for(lambda: production.runs("reproduce/refresh"), LIMIT_SECONDS)
+    first = production.runs("reproduce/refresh")[0]
+    assert first["auto_scheduled"] and first["state_type"] == "COMPLETED", first["state"]
+    assert production.states(first) == {
+        **dict.fromkeys(["one", "two", "side", "last"], "Completed"),
+        "update imports": "Unchanged",
+        "bring data": "Brought",
+        "record": "Recorded",
+        "push": "Pushed",
+    }
+    assert production.branches() == [f"run/{first['name']}"]
+    # Nothing of the project's own folder was touched, and the clone is gone.
+    assert not (production.toy.folder / "out").exists() and not (production.toy.folder / "dvc.lock").exists()
+    assert first["name"] not in production.clones()
+    assert {path.parts[len(production.remote.parts)] for path in production.remote.rglob("*")} == {"files", "runs"}
+    return first
+
+
+def the_schedule_again(production: Production, first: Any) -> None:
+    """It fires again: a no-op, before and after the run's branch was merged; then it is switched off."""
+    production.wait_for(lambda: production.runs("reproduce/refresh")[1:], LIMIT_SECONDS)
+    deployment = production.deployment("reproduce/refresh")
+    switch_off(production, deployment)
+    again = production.runs("reproduce/refresh")[1]
+    assert (again["state_type"], again["state_name"]) == ("COMPLETED", "Unchanged")
+    assert first["name"] in again["state"]["message"]
+    assert production.branches() == [f"run/{first['name']}"]
+    production.merge(first)
+    merged = production.run("reproduce/refresh")
+    assert merged["state_name"] == "Unchanged", merged["state"]
+
+
+def switch_off(production: Production, deployment: Any) -> None:
+    """No run by the schedule from now on, and none at work."""
+    for schedule in deployment["schedules"]:
+        url = f"{production.api_url}/deployments/{deployment['id']}/schedules/{schedule['id']}"
+        with urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=60):  # noqa: S310
+            pass
+    of_it = {"id": {"any_": [deployment["id"]]}}
+    at_work = {"state": {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING"]}}}
+    production.wait_for(
+        lambda: not production.ask("/flow_runs/filter", deployments=of_it, flow_runs=at_work, limit=1), LIMIT_SECONDS
+    )
+
+
+def data_changed(production: Production) -> None:
+    """`watch` sees the origin change, its event starts refresh, and only what must runs."""
+    before = len(production.runs("reproduce/refresh"))
+    remembered = production.run("watch/watch", places=[str(production.origin)])
+    assert remembered["state_name"] == "Unchanged"
+    production.origin.write_text("raw, and more")
+    seen = production.run("watch/watch", places=[str(production.origin)])
+    assert seen["state_name"] == "Changed"
+    production.wait_for(lambda: production.runs("reproduce/refresh")[before:], LIMIT_SECONDS)
+    run = production.runs("reproduce/refresh")[before]
+    assert run["state_type"] == "COMPLETED", run["state"]
+    states = production.states(run)
+    assert (states["update imports"], states["side"]) == ("Updated", "Unchanged")
+    assert [states[stage] for stage in ("one", "two", "last")] == ["Completed"] * 3
+    production.merge(run)
+    assert "raw.txt.dvc" in production.git("diff", "--name-only", "HEAD~1")
+
+
+def gate_closed_by_bad_data(production: Production) -> None:
+    """The gate stops the run: its own state, nothing behind it, nothing recorded; its clone is there to look at."""
+    branches = production.branches()
+    production.origin.write_text("spoilt")
+    run = production.run("reproduce/refresh")
+    assert (run["state_type"], run["state_name"]) == ("FAILED", "GateClosed")
+    assert "the gate is closed by 1 rule" in run["state"]["message"]
+    states = production.states(run)
+    assert states["two"] == "GateClosed" and states["last"] == "NotReady"
+    assert "record" not in states and "push" not in states
+    assert production.branches() == branches and run["name"] in production.clones()
+
+
+def data_mended(production: Production) -> None:
+    """The next data is good again."""
+    production.origin.write_text("raw, mended")
+    run = production.run("reproduce/refresh")
+    assert run["state_type"] == "COMPLETED", run["state"]
+    assert production.states(run)["record"] == "Recorded"
+    production.merge(run)
+    pulled = production.toy.sh("dvc", "pull", "--quiet")
+    assert pulled.returncode == 0, pulled.stderr
+    assert "raw, mended" in (production.toy.folder / "out/last.txt").read_text()
+    assert "Nothing to run" in production.toy.tunewright("run").stdout
