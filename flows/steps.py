@@ -1,7 +1,7 @@
 """What Prefect does before a deployed run: give it a clone of the project of its own.
 
-prefect.yaml names `own_clone` as the pull step of each deployment that runs stages. Prefect runs it on the worker, goes to
-the folder that it returns and loads the flow from there: flow, stages and library are all those of one commit.
+prefect.yaml names `own_clone` as the pull step of each deployment that runs stages. Prefect runs it on the worker, goes
+to the folder that it returns and loads the flow from there: flow, stages and library are all those of one commit.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def test_serve_deploy_and_run_through_a_worker(toy_alone: Any, wait_for: Any, as
         port = str(probe.getsockname()[1])
     serving = toy.start("serve", "--port", port)
     try:
-        wait_for((toy.folder / ".tunewright" / "server.json").exists, 120)
+        wait_for((toy.folder / ".tunewright" / "server.json").exists, 600)
         api_url = f"http://127.0.0.1:{port}/api"
 
         deployed = toy.tunewright("deploy")
@@ -52,7 +52,7 @@ def test_serve_deploy_and_run_through_a_worker(toy_alone: Any, wait_for: Any, as
                 ),
                 None,
             ),
-            120,
+            600,
         )
         assert final["state_type"] == "COMPLETED", final["state"]
         tasks = ask(api_url, "/task_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})
