@@ -80,7 +80,9 @@ def update(landed: Landed) -> State[None]:
 @task(task_run_name="bring data", **_STEP)
 def bring(landed: Landed) -> State[None]:
     """Lay out what dvc.lock and the `.dvc` files name, so far as the cache or the remote has it."""
-    return _transfer(landed, "bring") or Completed(name="Brought")
+    told: list[str] = []
+    failed = _transfer(landed, "bring", told=told)
+    return failed or Completed(name="Brought", message=mask(told[-1]))
 
 
 @task(task_run_name="record", **_STEP)
@@ -118,6 +120,8 @@ def _commit(landed: Landed, clone: clones.RunClone, how: Record) -> None:
         return
     if how == "branch":
         branch = f"run/{clone.run}"
+        if remote_git("ls-remote", "origin", f"refs/heads/{branch}"):  # Prefect gives a name twice in a long while
+            branch = f"{branch}-{commit[:7]}"
         remote_git("push", "--quiet", "origin", f"HEAD:refs/heads/{branch}")
     else:
         branch = _to_current(clone)

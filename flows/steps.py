@@ -7,6 +7,7 @@ to the folder that it returns and loads the flow from there: flow, stages and li
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from flows import clones
@@ -30,7 +31,7 @@ def own_clone(repository: str = ".", branch: str | None = None) -> dict[str, str
 
     home = project_folder()
     os.chdir(home)
-    name = str(flow_run.name or flow_run.id)
+    name = re.sub(r"[^\w.-]+", "-", str(flow_run.name or flow_run.id)).strip(".-")
     work = (home / clones.WORK).resolve()
     clones.prune(work)
     root = work / name

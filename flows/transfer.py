@@ -49,11 +49,15 @@ def _bring(targets: list[str]) -> str:
     from dvc.repo import Repo
 
     with Repo(_wait_for_lock=True) as repo:
-        if not repo.config["core"].get("remote"):
-            repo.checkout(targets or None, force=True, allow_missing=True)
-            return "from DVC's cache"
-        repo.pull(targets or None, force=True, run_cache=True, allow_missing=True)
-        return "from DVC's cache and its remote"
+        told = "from DVC's cache"
+        if remote := repo.config["core"].get("remote"):
+            try:
+                repo.pull(targets or None, force=True, run_cache=True, allow_missing=True)
+                return f"{told} and the remote {remote}"
+            except Exception as error:  # the cache may have it all: what it lacks is told by the stage that needs it
+                told = f"{told} alone, as the remote {remote} did not give what is missing: {_message(error)}"
+        repo.checkout(targets or None, force=True, allow_missing=True)
+        return told
 
 
 def _push(_targets: list[str]) -> str:

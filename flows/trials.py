@@ -94,7 +94,8 @@ class Clone:
             for left in ("lock", "rwlock", "rwlock.lock"):
                 (self.folder / ".dvc" / "tmp" / left).unlink(missing_ok=True)
             return
-        clones.new(str(self.source.top), self.root, checkout=False)
+        # A clone of a deployed run's own clone may outlive that one, and then has nobody to borrow from.
+        clones.new(str(self.source.top), self.root, checkout=False, borrow=clones.here() is None)
         self._git("checkout", "--quiet", "--force", "--detach", self.source.head)
         self._git("read-tree", "--reset", "-u", self.source.tree)
         clones.attach(self.folder, self.source.identity)
