@@ -47,7 +47,7 @@ def _worth_repeating(_task: Any, _task_run: Any, state: State) -> bool:
     return state.name == "Unreachable"
 
 
-_STEP: dict[str, Any] = {
+STEP: dict[str, Any] = {
     "cache_policy": NO_CACHE,
     "persist_result": False,
     "retries": len(RETRY_DELAYS_SECONDS),
@@ -62,7 +62,7 @@ def imports() -> list[str]:
     return [name for name in listed if name and Path(name).is_file() and "\ndeps:" in f"\n{Path(name).read_text()}"]
 
 
-@task(task_run_name="update imports", **_STEP)
+@task(task_run_name="update imports", **STEP)
 def update(landed: Landed) -> State[None]:
     """Ask the origin of each import whether it has changed, and bring what has."""
     found = imports()
@@ -77,7 +77,7 @@ def update(landed: Landed) -> State[None]:
     return Completed(name="Unchanged", message=f"{len(found)} imports are as they were")
 
 
-@task(task_run_name="bring data", **_STEP)
+@task(task_run_name="bring data", **STEP)
 def bring(landed: Landed) -> State[None]:
     """Lay out what dvc.lock and the `.dvc` files name, so far as the cache or the remote has it."""
     told: list[str] = []
@@ -85,7 +85,7 @@ def bring(landed: Landed) -> State[None]:
     return failed or Completed(name="Brought", message=mask(told[-1]))
 
 
-@task(task_run_name="record", **_STEP)
+@task(task_run_name="record", **STEP)
 def record(landed: Landed, how: Record) -> State[None]:
     """Commit what the run has changed of what git tracks, dvc.lock first of all, and push it to where it belongs."""
     clone = clones.here()
@@ -157,7 +157,7 @@ def _to_current(clone: clones.RunClone) -> str:
     return clone.branch
 
 
-@task(task_run_name="push", **_STEP)
+@task(task_run_name="push", **STEP)
 def push(landed: Landed) -> State[None]:
     """Push data, cache and run cache to DVC's remote."""
     told: list[str] = []
