@@ -23,7 +23,7 @@ from tunewright.errors import UserError
 from tunewright.files import read_json, write_json
 from tunewright.stage import STATE
 
-WORK = STATE / "work"
+WORK = STATE / "clones"
 """Where the clones of deployed runs stand."""
 KEPT = 3
 """Clones of failed runs that are kept, to be looked at."""

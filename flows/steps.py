@@ -19,7 +19,7 @@ PROJECT_VARIABLE = "TUNEWRIGHT_PROJECT"
 
 
 def own_clone(repository: str = ".", branch: str | None = None) -> dict[str, str]:
-    """Make the clone of this flow run in `.tunewright/work/RUN` of the project's folder, and give its folder.
+    """Make the clone of this flow run in `.tunewright/clones/RUN` of the project's folder, and give its folder.
 
     repository: a folder or an address that git can clone; `.` is the project's own folder on the worker's machine.
     branch: what is checked out; None is the one that the repository itself is on.

@@ -68,7 +68,7 @@ def test_a_run_s_clone_shares_the_cache_and_what_must_outlive_it(committed: Any,
     (toy.folder / "raw.txt").write_text("an edit that is not committed")
 
     first = clone(toy, tmp_path, "swift-fox")
-    assert first == toy.folder / ".tunewright/work/swift-fox"
+    assert first == toy.folder / ".tunewright/clones/swift-fox"
     assert (first / "raw.txt").read_text() == "raw"
     told = json.loads((first / ".tunewright/clone.json").read_text())
     assert (told["repository"], told["commit"]) == (str(toy.folder), git(toy, "rev-parse", "HEAD"))
