@@ -64,7 +64,7 @@ def test_serve_deploy_and_run_through_a_worker(toy_alone: Any, wait_for: Any, as
         }
         # It has left its commit and its cache, and nothing else.
         assert "last:" in toy.sh("git", "show", f"run/{final['name']}:dvc.lock").stdout
-        assert list((toy.folder / ".tunewright" / "work").iterdir()) == []
+        assert list((toy.folder / ".tunewright" / "clones").iterdir()) == []
         assert not (toy.folder / "out").exists() and toy.executed() == []
 
         toy.set("last.text", "other")

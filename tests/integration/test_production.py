@@ -85,7 +85,7 @@ class Production:
         self.git("merge", "--quiet", "--ff-only", f"run/{run['name']}")
 
     def clones(self) -> list[str]:
-        work = self.toy.folder / ".tunewright" / "work"
+        work = self.toy.folder / ".tunewright" / "clones"
         return sorted(clone.name for clone in work.iterdir()) if work.is_dir() else []
 
 
