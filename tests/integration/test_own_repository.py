@@ -21,7 +21,10 @@ def test_a_new_version_is_merged_and_only_what_it_changed_runs(toy: Any, tmp_pat
 
     team = replace(upstream, folder=tmp_path / "reviews")
     assert upstream.sh("git", "clone", "--quiet", ".", str(team.folder)).returncode == 0
-    assert upstream.sh("git", "init", "--quiet", "--bare", str(tmp_path / "team.git")).returncode == 0
+    assert (
+        upstream.sh("git", "init", "--quiet", "--bare", "--initial-branch=main", str(tmp_path / "team.git")).returncode
+        == 0
+    )
     for command in (
         "git remote rename origin upstream",
         f"git remote add origin {tmp_path / 'team.git'}",
