@@ -232,7 +232,7 @@ def test_a_pushed_champion_is_fetched_and_dvc_knows_it(project: Project, tmp_pat
     project.commit("the second model")
     shutil.rmtree(project.folder / ".dvc/cache")
     assert compare(revision("champion"), revision(None)).rows.compared == 90
-    project.sh("dvc", "artifacts", "get", ".", "model", "--stage", "champion", "-o", str(tmp_path / "got"))
+    project.sh("dvc", "artifacts", "get", ".", "model", "--stage", "champion", "--out", str(tmp_path / "got"))
     assert (tmp_path / "got/MANIFEST.json").read_bytes() != (
         project.folder / "models/export/MANIFEST.json"
     ).read_bytes()
