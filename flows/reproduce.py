@@ -29,6 +29,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import asking, clones, console, landing, pipeline
 from flows import record as run_record
+from flows.champion import judge
 from flows.graph import NEVER_RAN, Node, changes, plan
 from flows.landing import Record
 from flows.pipeline import Collision
@@ -186,7 +187,7 @@ def reproduce(
     jobs: stages at once.
     stage_timeout_seconds: a stage that takes longer is ended with its process group.
     update_imports: first ask DVC's imports whether they have changed.
-    champion: compare the new model with the last blessed one, and bless it or not.
+    champion: compare the new model with the champion, and promote it where it is blessed.
     record: who commits dvc.lock of a deployed run: a branch of the run, the current branch, or nobody.
     push: data, cache and run cache to DVC's remote.
     collision: where another run is at work on this pipeline, in whatever clone: wait for it, or be cancelled.
@@ -216,7 +217,7 @@ def _say_waiting(message: str) -> None:
 def _all_steps(
     run: Run, started: float, update_imports: bool, champion: bool, record: Record, push: bool
 ) -> State[None]:
-    """The order of a run: imports, data, the stages; then the champion, dvc.lock, the remote."""
+    """The order of a run: imports, data, the stages; then dvc.lock, the remote, the champion."""
     landed = landing.Landed(run.groups)
     if update_imports and (state := landing.update(landed, return_state=True)).type != StateType.COMPLETED:
         return _failed_step("update imports", state)
@@ -235,11 +236,12 @@ def _all_steps(
     if concluded.type != StateType.COMPLETED:
         return concluded
     steps: list[tuple[str, Any]] = []
-    # The champion's step goes here: before the record, so that what it decides is committed too.
     if deployed:
         steps.append(("record", lambda: landing.record(landed, record, return_state=True)))
     if push:
         steps.append(("push", lambda: landing.push(landed, return_state=True)))
+    if champion:
+        steps.append(("champion", lambda: judge(return_state=True)))
     for name, step in steps:
         if (state := step()).type != StateType.COMPLETED:
             return _failed_step(name, state)

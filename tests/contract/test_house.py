@@ -33,6 +33,7 @@ CHEAP = [
 IMPORTS = "tests/integration/test_imports.py"
 OWN_REPOSITORY = "tests/integration/test_own_repository.py"
 SWEEPS = "tests/integration/test_sweep.py"
+CHAMPION = "tests/integration/test_champion.py"
 FROM_SCRATCH = "tests/integration/test_from_scratch.py"
 # What is long, or what would run this very suite, is run by another test or is how the tests are run.
 ELSEWHERE = {
@@ -81,6 +82,10 @@ ELSEWHERE = {
     "tunewright sweep --set finetune.learning_rate=5e-5,1e-4,2e-4 --set finetune.weight_decay=0.0,0.01": SWEEPS,
     'tunewright sweep --trials 20 --set "finetune.learning_rate=loguniform(1e-5,1e-3)"': SWEEPS,
     "dvc exp show": SWEEPS,
+    "tunewright promote": CHAMPION,
+    "tunewright compare": CHAMPION,
+    "tunewright rollback": CHAMPION,
+    "dvc artifacts get . model --stage champion --out served": CHAMPION,
     "tunewright run --jobs 1": "tests/integration/test_flow.py",
 }
 

@@ -20,7 +20,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import pytest
 from ruamel.yaml import YAML
 
-from tunewright.params import PathsParams, Section, section_class
+from tunewright.params import FLOW_SECTIONS, PathsParams, Section, section_class
 from tunewright.stage import Key, Paths
 from tunewright.task import TaskType
 
@@ -37,6 +37,7 @@ LOADED_BY_NAME = {
         "tunewright/params.py",
         "tunewright.task_types.",
     ),  # the task's Section class: a stage that has a task names its file
+    ("tunewright/params.py", "tunewright."),  # Section classes that steps of the flow act on, and no stage
     ("tunewright/task.py", "tunewright.task_types."),
 }
 # Imported where a stage has failed: it shapes what is said of that, never an output.
@@ -95,12 +96,18 @@ def test_every_stage_has_a_module_and_every_module_a_stage() -> None:
 
 
 def test_every_section_belongs_to_a_stage_and_every_stage_with_params_has_a_section() -> None:
-    sections = set(PARAMS) - {"num_threads", "paths", "seed", "task"}
+    sections = set(PARAMS) - {"num_threads", "paths", "seed", "task", *FLOW_SECTIONS}
     with_params = {stage for stage in MODULES if section_class(stage) is not None}
     assert sections == with_params, (
         f"a section without a Params class in stages/: {sorted(sections - with_params)}; "
         f"a Params class without a section in params.yaml: {sorted(with_params - sections)}"
     )
+
+
+def test_no_stage_reads_a_section_that_the_flow_acts_on() -> None:
+    for stage in STAGES:
+        read = {entry.partition(".")[0] for entry in entries(stage, "params")}
+        assert not read & set(FLOW_SECTIONS), f"{stage}: an edit of {read & set(FLOW_SECTIONS)} must make nothing run"
 
 
 def test_every_path_is_used() -> None:

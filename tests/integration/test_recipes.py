@@ -10,11 +10,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from ruamel.yaml import YAML
 
 from tests.conftest import REPOSITORY
-from tunewright.job import load
+from tunewright.files import read_parquet, write_parquet
+from tunewright.job import Job, load
+from tunewright.predictions import read_test
+from tunewright.rescore import Job as Rescore
+from tunewright.rescore import rescore
+from tunewright.task import load_task
 
 RECIPES = sorted(path.stem for path in (REPOSITORY / "recipes").glob("*.yaml"))
 ROWS = 480
@@ -91,6 +98,40 @@ def test_a_recipe_runs_to_its_end(recipe, tmp_path, monkeypatch, request):
     job.run("export" if recipe in EXPORTED else "gate_model")
     test = job.reports["evaluate"].splits["test"]
     assert test.rows >= 5 and test.metrics
+    asked_again(job)
     page = job.path("report_page").read_text(encoding="utf-8")
     assert f"<h1>{html.escape(found['report']['title'])}</h1>" in page.replace("&#39;", "&#x27;")
     assert job.path("model_passed").is_file()
+
+
+def asked_again(job: Job) -> None:
+    """What a champion is asked on a later day, by its files alone, gives the metrics that it was evaluated with."""
+    task = load_task(job.params.task)
+    test = read_parquet(job.path("prepared") / "test.parquet")
+    found = read_test(job.path("predictions"), test)
+    assert found is not None
+    scored = pa.array(np.isfinite(task.scores(found)))
+    write_parquet(test.filter(scored), Path("again/rows.parquet"))
+    evaluate = job.params.value("evaluate")
+    rescore(
+        Rescore(
+            name="HEAD",
+            model=job.path("tuned_model"),
+            rows=Path("again/rows.parquet"),
+            predictions=Path("again/predictions.parquet"),
+            task=job.params.task.model_dump(mode="json"),
+            max_length=job.params.value("tokenize.max_length"),
+            generation=evaluate.generation and evaluate.generation.model_dump(mode="json", exclude_unset=True),
+            per_device_eval_batch_size=evaluate.per_device_eval_batch_size,
+            max_tokens_per_batch=evaluate.max_tokens_per_batch,
+            seed=job.params.seed,
+            num_threads=1,
+        )
+    )
+    again = read_parquet(Path("again/predictions.parquet"))
+    every = np.ones((1, again.num_rows))
+    before = task.statistics(found.filter(scored), evaluate.calibration_bins)
+    now = task.statistics(again, evaluate.calibration_bins)
+    assert before.keys() == now.keys()
+    for name, statistic in before.items():
+        assert now[name](every) == pytest.approx(statistic(every), abs=1e-4), name

@@ -166,17 +166,17 @@ def test_a_whole_number_stands_for_a_fraction_but_not_the_other_way_round(tmp_pa
         ),
         ("  tokens:", "  tokens: ''", "paths.tokens: found ''; expected text of length ≥ 1."),
         (
-            "    accuracy:",
+            "    accuracy: 0.84",
             "    accuracy: high",
             "verdict.min_metrics.accuracy: found 'high'; expected number.",
         ),
         (
-            "    accuracy:",
+            "    accuracy: 0.84",
             "    acuracy: 0.84",
             "verdict.min_metrics.acuracy: no metric of text_classification. Did you mean `accuracy`?",
         ),
         (
-            "    accuracy:",
+            "    accuracy: 0.84",
             "    perplexity: 0.84",
             (
                 "verdict.min_metrics.perplexity: no metric of text_classification. "
@@ -184,7 +184,7 @@ def test_a_whole_number_stands_for_a_fraction_but_not_the_other_way_round(tmp_pa
             ),
         ),
         (
-            "    accuracy:",
+            "    accuracy: 0.84",
             "    brier: 0.1",
             "verdict.min_metrics.brier: less of it is better. Put it under verdict.max_metrics.",
         ),
