@@ -35,7 +35,8 @@ def judge() -> State[None]:
     """Hold the model as it stands against the champion, and promote it where it is blessed and committed.
 
     States: Promoted · Blessed, with `champion.promote: false` · NotRecorded, blessed but in no commit · NotBlessed ·
-    SameModel · NoModel, where dvc.yaml has no artifact of that name.
+    SameModel · RolledBack, a model that a rollback took away: only a person promotes it again · NoModel, where dvc.yaml
+    has no artifact of that name.
     """
     FILE.unlink(missing_ok=True)
     try:
@@ -45,6 +46,9 @@ def judge() -> State[None]:
             remote_git("fetch", "--quiet", "--tags", "origin")
         commit = _recorded_commit()
         champion = registry.champion()
+        if (gone := _rolled_back(commit)) is not None:
+            told = f"a rollback took this model away ({gone.name}): `tunewright promote` brings it back by hand"
+            return Completed(name="RolledBack", message=told)
         if champion is not None:
             found = comparing.compare(comparing.revision(comparing.CHAMPION), _this_run(commit))
             write_json(FILE, found.model_dump(mode="json"))
@@ -73,6 +77,20 @@ def _this_run(commit: str | None) -> comparing.Revision:
     """The new model. Of a commit, because a clone in which nothing ran has no outputs laid out."""
     found = comparing.revision(commit)
     return comparing.Revision(RUN, commit, found.params)
+
+
+def _rolled_back(commit: str | None) -> registry.Assignment | None:
+    """The champion of the same weights that was rolled back, if there is one."""
+    gone = registry.withdrawn()
+    if not gone:
+        return None
+    model = _judged(_this_run(commit))
+    return next((one for one in gone if _judged(comparing.revision(one.commit)) == model), None)
+
+
+def _judged(revision: comparing.Revision) -> str:
+    model: str = revision.report("verdict")["judged"]["model"]
+    return model
 
 
 def _promoted(commit: str | None, told: str) -> State[None]:

@@ -71,6 +71,18 @@ def predecessor() -> Assignment | None:
     return standing[-2] if len(standing) > 1 else None
 
 
+def withdrawn() -> list[Assignment]:
+    """Those that a rollback took away, and that nobody has promoted since."""
+    found: list[Assignment] = []
+    standing: list[Assignment] = []
+    for assignment in history():
+        before, standing = standing, _next(standing, assignment)
+        found = [other for other in found if other.commit != assignment.commit]
+        if assignment.rolls_back and before:
+            found.append(before[-1])
+    return found
+
+
 def history() -> list[Assignment]:
     """All that were ever made champion, the oldest first."""
     tags = list(_tags())
@@ -128,13 +140,16 @@ def _standing(history: list[Assignment]) -> list[Assignment]:
     """The champions one above the other: each promotion puts one on top, each rollback takes one away."""
     standing: list[Assignment] = []
     for assignment in history:
-        if assignment.cancels:
-            standing = []
-        elif assignment.rolls_back and len(standing) > 1 and standing[-2].commit == assignment.commit:
-            standing = [*standing[:-2], assignment]
-        else:
-            standing.append(assignment)
+        standing = _next(standing, assignment)
     return standing
+
+
+def _next(standing: list[Assignment], assignment: Assignment) -> list[Assignment]:
+    if assignment.cancels:
+        return []
+    if assignment.rolls_back and len(standing) > 1 and standing[-2].commit == assignment.commit:
+        return [*standing[:-2], assignment]
+    return [*standing, assignment]
 
 
 def _name() -> str:

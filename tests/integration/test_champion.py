@@ -298,6 +298,14 @@ def test_the_flow_promotes_what_it_blesses_and_nothing_else(project: Project, pr
     champion = registry.champion()
     assert champion is not None and (champion.name, champion.commit) == ("model@v0.0.2", commit)
 
+    # Whoever rolls back has a reason that no figure shows: the next run leaves it so.
+    rollback()
+    run_flow(project, project.folder, prefect_server)
+    name, message = step()
+    assert name == "RolledBack" and "model@v0.0.2" in message
+    champion = registry.champion()
+    assert champion is not None and champion.name == "model@v0.0.1"
+
 
 @pytest.mark.heavy
 def test_a_deployed_run_s_clone_gives_its_tags_to_the_project(

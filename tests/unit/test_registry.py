@@ -35,6 +35,10 @@ def champion() -> tuple[str, str] | None:
     return None if found is None else (found.name, found.commit)
 
 
+def withdrawn() -> list[str]:
+    return [assignment.commit for assignment in registry.withdrawn()]
+
+
 def test_promotions_and_rollbacks_are_a_stack_of_tags_that_only_grows(commits: list[str]) -> None:
     a, b, c = commits
     assert champion() is None
@@ -47,14 +51,18 @@ def test_promotions_and_rollbacks_are_a_stack_of_tags_that_only_grows(commits: l
     assert crown(c) == ["model@v0.0.3", "model#champion#3"]
     assert champion() == ("model@v0.0.3", c)
 
+    assert withdrawn() == []
     assert "model@v0.0.2 is the champion again, in place of model@v0.0.3: model#champion#4" in rollback()
     assert champion() == ("model@v0.0.2", b)
+    assert withdrawn() == [c]
     rollback()  # one further back, and not to and fro
     assert champion() == ("model@v0.0.1", a)
+    assert withdrawn() == [c, b]
     with pytest.raises(UserError, match="first champion"):
         rollback()
 
     assert crown(c) == ["model#champion#6"]  # the version that it is already
+    assert withdrawn() == [b]
     rollback()
     assert champion() == ("model@v0.0.1", a)
     assert len(git("tag").splitlines()) == 3 + 7
