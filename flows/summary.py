@@ -38,8 +38,8 @@ def counted(states: list[str]) -> str:
         "Restored": "restored from DVC's cache",
         "Unchanged": "unchanged",
         "Blocked": "blocked by a gate",
+        "NotRun": "not run",
     }
-    words["NotRun"] = "not run"
     parts = [f"{states.count(state)} {word}" for state, word in words.items() if state in states]
     failed = sum(state not in words for state in states)
     return ", ".join([*parts, f"{failed} failed"] if failed else parts)

@@ -207,7 +207,7 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
         faults.append((_line_of(location, root), f"{'.'.join(location)}: {fault}"))
     if secret := list(secret_settings(raw)):  # what else is said of such a key can quote it
         faults = [(line, masked(fault)) for line, fault in faults]
-        faults += [(_line_of(location, root), f"{_dotted(location)}: {SECRET_FAULT}") for location in secret]
+        faults += [(_line_of(location, root), f"{_dotted(location)}: {KEEP_OUT}") for location in secret]
     if faults or params is None:
         listed = [f"  line {line}: {fault}" for line, fault in sorted(set(faults))]
         count = "1 fault" if len(listed) == 1 else f"{len(listed)} faults"
@@ -215,7 +215,7 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     return params
 
 
-SECRET_FAULT = (
+KEEP_OUT = (
     "looks like a secret. Keep it out of params.yaml: it belongs in an environment variable or a block of Prefect's "
     "(docs/watching.md)."
 )

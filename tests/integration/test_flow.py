@@ -44,7 +44,7 @@ def test_only_what_changed_runs_and_dvc_alone_does_the_same(new_toy: Callable[[s
     assert set(toy.states().values()) == {"Unchanged"} and len(toy.states()) == 4
     artifacts = {found["key"]: found["data"] for found in toy.ask("/artifacts/filter", limit=2, sort="CREATED_DESC")}
     assert set(artifacts) == {"reproduce-stages", "reproduce-summary"}
-    assert "4 Unchanged" in artifacts["reproduce-summary"]
+    assert "4 unchanged" in artifacts["reproduce-summary"]
 
 
 def test_what_dvc_tracks_beside_dvc_yaml_is_no_stage_of_the_flow(toy: Any, tmp_path: Path) -> None:
