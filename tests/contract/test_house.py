@@ -81,6 +81,7 @@ ELSEWHERE = {
     "tunewright sweep --set finetune.learning_rate=5e-5,1e-4,2e-4 --set finetune.weight_decay=0.0,0.01": SWEEPS,
     'tunewright sweep --trials 20 --set "finetune.learning_rate=loguniform(1e-5,1e-3)"': SWEEPS,
     "dvc exp show": SWEEPS,
+    "tunewright notify slack-webhook/team": "tests/integration/test_watching.py",
     "tunewright run --jobs 1": "tests/integration/test_flow.py",
 }
 

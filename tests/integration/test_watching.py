@@ -117,7 +117,7 @@ def test_a_gate_blocks_what_is_below_it_and_a_stage_shows_how_far_it_is(toy: Any
     # The edges of the graph are drawn, whichever way a stage ended.
     nodes = [node for _, node in toy.ask(f"/flow_runs/{flow_run['id']}/graph-v2")["nodes"]]
     names = {node["id"]: node["label"] for node in nodes if node["kind"] == "task-run"}
-    edges = {node["label"]: sorted(names[parent["id"]] for parent in node["parents"]) for node in nodes}
+    edges = {node["label"]: sorted({names[parent["id"]] for parent in node["parents"]}) for node in nodes}
     assert edges == {"one": [], "side": [], "two": ["one"], "last": ["side", "two"]}
 
     same, summary = latest(toy, "one-progress"), latest(toy, "reproduce-summary")["data"]
