@@ -407,16 +407,39 @@ def deploy() -> None:
     import subprocess
 
     from flows.processes import child_environment
-    from flows.server import make_pool, settings, standing
+    from flows.server import make_pool
 
     with _told():
-        if not os.environ.get("PREFECT_API_URL"):
-            if (url := standing()) is None:
-                raise UserError("no server stands. Start one in another terminal: `tunewright serve`.")
-            os.environ.update(settings(f"{url}/api"))
+        _use_standing_server()
         make_pool()
         command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
         raise typer.Exit(subprocess.run(command, env=child_environment(), check=False).returncode)
+
+
+@app.command(rich_help_panel=STAND)
+def notify(
+    block: Annotated[str, typer.Argument(metavar="BLOCK", help="Of Prefect's, as TYPE/NAME: slack-webhook/team.")],
+) -> None:
+    """Tell of every run that fails, by a notification block of the standing server."""
+    with _told():
+        _use_standing_server()
+        from flows.notify import notify
+
+        console.print(Text(notify(block)))
+
+
+def _use_standing_server() -> None:
+    """Have the environment name the server that stands.
+
+    Raises
+        UserError  where none does.
+    """
+    from flows.server import settings, standing
+
+    if not os.environ.get("PREFECT_API_URL"):
+        if (url := standing()) is None:
+            raise UserError("no server stands. Start one in another terminal: `tunewright serve`.")
+        os.environ.update(settings(f"{url}/api"))
 
 
 @contextmanager

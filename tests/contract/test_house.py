@@ -86,6 +86,7 @@ ELSEWHERE = {
     "tunewright compare": CHAMPION,
     "tunewright rollback": CHAMPION,
     "dvc artifacts get . model --stage champion --out served": CHAMPION,
+    "tunewright notify slack-webhook/team": "tests/integration/test_watching.py",
     "tunewright run --jobs 1": "tests/integration/test_flow.py",
 }
 

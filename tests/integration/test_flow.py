@@ -44,7 +44,7 @@ def test_only_what_changed_runs_and_dvc_alone_does_the_same(new_toy: Callable[[s
     assert set(toy.states().values()) == {"Unchanged"} and len(toy.states()) == 4
     artifacts = {found["key"]: found["data"] for found in toy.ask("/artifacts/filter", limit=2, sort="CREATED_DESC")}
     assert set(artifacts) == {"reproduce-stages", "reproduce-summary"}
-    assert "4 Unchanged" in artifacts["reproduce-summary"]
+    assert "4 unchanged" in artifacts["reproduce-summary"]
 
 
 def test_what_dvc_tracks_beside_dvc_yaml_is_no_stage_of_the_flow(toy: Any, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_failed_stage_fails_the_flow_and_stops_only_what_needs_it(toy: Any) ->
     assert done.returncode == 2
     assert toy.executed() == ["one", "side", "two"]
     assert toy.ended() == {"one": "Ran", "side": "Ran", "two": "BadInput", "last": "NotRun"}
-    assert toy.states() == {"one": "Completed", "side": "Completed", "two": "BadInput", "last": "NotReady"}
+    assert toy.states() == {"one": "Completed", "side": "Completed", "two": "BadInput", "last": "NotRun"}
     assert toy.flow_run()["state_type"] == "FAILED"
     assert "two: row 3 is not what was expected" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
@@ -110,7 +110,7 @@ def test_a_timeout_ends_the_whole_process_group(toy: Any) -> None:
     assert done.returncode == 1
     assert (toy.folder / ".tunewright" / "asleep").exists()
     assert toy.ended() == {"one": "TimedOut", "side": "Failed", "two": "NotRun", "last": "NotRun"}
-    assert toy.states() == {"one": "TimedOut", "side": "Failed", "two": "NotReady", "last": "NotReady"}
+    assert toy.states() == {"one": "TimedOut", "side": "Failed", "two": "NotRun", "last": "NotRun"}
     assert "RuntimeError: a defect" in toy.flow_run()["state"]["message"]
     assert toy.survivors() == []
 

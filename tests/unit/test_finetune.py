@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from stages.finetune import FinetuneParams, FinetunePaths, Gap, _gap, _warnings, run
+from tunewright import stage
 from tunewright.compute import open_tuned, predict, read_tokens
 from tunewright.errors import UserError
 from tunewright.files import read_json, sha256_tree, write_json
@@ -346,3 +348,25 @@ def test_the_gap_between_training_and_validation_is_that_since_the_evaluation_be
     by_heart = Gap(step=8, train_loss=0.2, validation_loss=1.0, gap=0.8)
     (warning,) = _warnings(by_heart, by_heart, 0.2)
     assert "know the training rows by heart" in warning and "generalization_gap_warn (0.2)" in warning
+
+
+def test_a_training_tells_how_far_it_has_come(paths, capsys, monkeypatch):
+    told: list[dict[str, Any]] = []
+
+    def keep(path: Path, value: Any) -> None:
+        told.append({"path": path, **value})
+
+    monkeypatch.setattr(stage, "write_json", keep)
+    monkeypatch.setattr(stage, "PROGRESS_SECONDS", 0.0)
+    run(paths, params(), TASK, 0, 1)
+    assert told == []  # nobody has started it as a stage
+    monkeypatch.setenv(stage.STAGE_VARIABLE, "finetune")
+    monkeypatch.setenv(stage.PARENT_VARIABLE, "12:34.5")
+    run(paths, params(), TASK, 0, 1)
+    assert {entry["path"] for entry in told} == {stage.progress_file("finetune")}
+    assert {entry["run"] for entry in told} == {"12:34.5"}
+    assert [entry["fraction"] for entry in told] == [step / 8 for step in range(1, 9)] + [1.0]
+    assert re.fullmatch(r"step 1/8  \d+ s left", told[0]["line"])  # no loss has been logged yet
+    assert re.fullmatch(r"step 6/8  loss \d\.\d{4}  validation loss \d\.\d{4}.*  \d+ s left", told[5]["line"])
+    assert re.fullmatch(r"trained, 8 steps; best at step [48]", told[8]["line"])
+    assert re.search(r"^step 2/8  loss \d\.\d{4}  \d+ s left$", capsys.readouterr().out, re.MULTILINE)
