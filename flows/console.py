@@ -13,6 +13,7 @@ _MARKS = {
     "Ran": ("✔", "green"),
     "Restored": ("↺", "green"),
     "Unchanged": ("=", "dim"),
+    "Blocked": ("·", "dim"),
     "NotRun": ("·", "dim"),
 }
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, StateType
 from prefect.futures import PrefectFuture
@@ -27,15 +26,16 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import asking, clones, console, landing, pipeline
+from flows import artifacts, asking, clones, console, landing, live, logs, pipeline
 from flows import record as run_record
+from flows.above import BLOCKED, NOT_RUN, Above, held_up
 from flows.graph import NEVER_RAN, Node, changes, plan
 from flows.landing import Record
 from flows.pipeline import Collision
 from flows.processes import Groups, Stopped
 from tunewright.errors import UserError
 from tunewright.files import read_json, write_json
-from tunewright.privacy import mask
+from tunewright.masking import masked
 from tunewright.stage import STATE, end_with_parent, run_file, sole
 
 RUN_FILE = STATE / "reproduce.json"
@@ -99,24 +99,30 @@ def _worth_repeating(_task: Any, _task_run: Any, state: State) -> bool:
 )
 def stage(node: Node, run: Run) -> State[None]:
     """Bring one stage up to date."""
+    held = held_up(node.upstreams, run.ended, GOOD_STATES)
     try:
-        why = run.why(node)
-        if not why:
+        why = () if held else tuple(map(masked, run.why(node)))
+        if held:
+            state, message = held
+            ended = StageRun(node.name, state, message=message)
+        elif not why:
             ended = StageRun(node.name, "Unchanged", message="unchanged")
         else:
             with run.slots:
                 ended = _reproduce(node, why, run)
     except UserError as error:
-        ended = StageRun(node.name, FAILED_STATES[error.outcome], message=str(error))
+        ended = StageRun(node.name, FAILED_STATES[error.outcome], message=masked(str(error)))
     except Exception as error:  # a defect of the flow itself: told as a stage's is
         get_run_logger().exception("%s: the flow failed", node.name)
-        ended = StageRun(node.name, "Failed", message=f"the flow failed: {type(error).__name__}: {error}")
+        ended = StageRun(node.name, "Failed", message=masked(f"the flow failed: {type(error).__name__}: {error}"))
     run.ended[node.name] = ended
     console.ended(node.name, ended.state, ended.message)
     if ended.state in ("Unchanged", "Restored"):
         return Completed(name=ended.state, message=ended.message)
     if ended.state == "Ran":
         return Completed(message=ended.message)
+    if held:
+        return Cancelled(name=ended.state, message=ended.message)
     return Failed(name=ended.state, message=ended.message)
 
 
@@ -139,13 +145,14 @@ def _reproduce(node: Node, why: tuple[str, ...], run: Run) -> StageRun:
     with log_file.open("w", encoding="utf-8") as log:
 
         def on_line(line: str) -> None:
-            line = mask(line)  # a library's own warning can quote a row
+            line = masked(line)  # a library's own warning can quote a row, or a secret
             log.write(f"{line}\n")
             log.flush()
             console.output(node.name, line)
 
         try:
-            status = run.groups.dvc(*command, on_line=on_line, timeout_seconds=run.timeout_seconds)
+            with live.shown(node.name):
+                status = run.groups.dvc(*command, on_line=on_line, timeout_seconds=run.timeout_seconds)
         except subprocess.TimeoutExpired:
             limit = f"{run.timeout_seconds:g} s"
             message = f"ended after {limit}, the limit (--stage-timeout); its whole process group was ended"
@@ -192,6 +199,7 @@ def reproduce(
     collision: where another run is at work on this pipeline, in whatever clone: wait for it, or be cancelled.
     """
     end_with_parent()
+    logs.mask_all()
     started = time.perf_counter()
     RUN_FILE.unlink(missing_ok=True)
     run = Run(jobs, stage_timeout_seconds)
@@ -205,7 +213,7 @@ def reproduce(
         clones.remove_own()
         return Cancelled(name="AlreadyRunning", message=str(busy))
     except UserError as error:
-        return Failed(name=FAILED_STATES[error.outcome], message=str(error))
+        return Failed(name=FAILED_STATES[error.outcome], message=masked(str(error)))
 
 
 def _say_waiting(message: str) -> None:
@@ -231,7 +239,8 @@ def _all_steps(
             return _failed_step("bring data", state)
         nodes, run.changed = plan()
     stages = _all_stages(nodes, run, started)
-    concluded = _conclusion(stages, round(time.perf_counter() - started, 3))
+    artifacts.publish([asdict(ended) for ended in stages], round(time.perf_counter() - started, 3))
+    concluded = _conclusion(stages)
     if concluded.type != StateType.COMPLETED:
         return concluded
     steps: list[tuple[str, Any]] = []
@@ -260,12 +269,12 @@ def _all_stages(nodes: list[Node], run: Run, started: float) -> list[StageRun]:
     futures: dict[str, PrefectFuture[Any]] = {}
     try:
         for node in nodes:
-            upstreams = [futures[name] for name in node.upstreams]
+            upstreams = [Above(futures[name]) for name in node.upstreams]
             futures[node.name] = stage.submit(node, run, wait_for=upstreams, return_state=False)
         for future in futures.values():
             future.wait()
     finally:
-        stages = [run.ended.get(node.name, StageRun(node.name, "NotRun")) for node in nodes]
+        stages = [run.ended.get(node.name, StageRun(node.name, NOT_RUN)) for node in nodes]
         seconds = round(time.perf_counter() - started, 3)
         told = [asdict(ended) for ended in stages]
         write_json(RUN_FILE, {"seconds": seconds, "stages": told})
@@ -273,23 +282,14 @@ def _all_stages(nodes: list[Node], run: Run, started: float) -> list[StageRun]:
     return stages
 
 
-def _conclusion(stages: list[StageRun], seconds: float) -> State[None]:
-    """The flow's own state, and what Prefect's pages show of the run: states, reasons, seconds; no values of rows."""
+def _conclusion(stages: list[StageRun]) -> State[None]:
+    """The flow's own state, so far as the stages make it."""
     counts = Counter(ended.state for ended in stages)
-    summary = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-    rows = [
-        {"stage": s.stage, "state": s.state, "why": console.in_short(s.why), "seconds": round(s.seconds, 1)}
-        for s in stages
-    ]
-    create_table_artifact(table=rows, key="reproduce-stages", description="How each stage ended, and why it ran")
-    trained = run_record.against_plan(run_record.read())
-    finetune = f"\nfinetune: {trained}\n" if trained else ""
-    create_markdown_artifact(f"**{summary}** in {seconds:.1f} s\n{finetune}", key="reproduce-summary")
-    failures = [ended for ended in stages if ended.state not in GOOD_STATES]
-    if not failures:
-        return Completed(message=summary)
+    if set(counts) <= set(GOOD_STATES):
+        return Completed(message=", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
+    failures = [ended for ended in stages if ended.state not in (*GOOD_STATES, BLOCKED, NOT_RUN)]
     message = "; ".join(f"{ended.stage}: {ended.message}" for ended in failures if ended.message)
-    only_gates = all(ended.state in ("GateClosed", "NotRun") for ended in failures)
+    only_gates = NOT_RUN not in counts and all(ended.state == "GateClosed" for ended in failures)
     return Failed(name="GateClosed" if only_gates else "Failed", message=message)
 
 

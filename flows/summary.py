@@ -33,7 +33,13 @@ _ADVICE = {
 
 def counted(states: list[str]) -> str:
     """How many stages ended how, in words."""
-    words = {"Ran": "ran", "Restored": "restored from DVC's cache", "Unchanged": "unchanged", "NotRun": "not run"}
+    words = {
+        "Ran": "ran",
+        "Restored": "restored from DVC's cache",
+        "Unchanged": "unchanged",
+        "Blocked": "blocked by a gate",
+    }
+    words["NotRun"] = "not run"
     parts = [f"{states.count(state)} {word}" for state, word in words.items() if state in states]
     failed = sum(state not in words for state in states)
     return ", ".join([*parts, f"{failed} failed"] if failed else parts)
@@ -41,7 +47,7 @@ def counted(states: list[str]) -> str:
 
 def failure(console: Console, stages: list[dict[str, Any]]) -> int:
     """Tell each stage that failed, why and what to do; the exit status that fits the first of them."""
-    failed = [stage for stage in stages if stage["state"] not in ("Ran", "Restored", "Unchanged", "NotRun")]
+    failed = [stage for stage in stages if stage["state"] not in ("Ran", "Restored", "Unchanged", "Blocked", "NotRun")]
     for stage in failed:
         console.print(Text(f"\n{stage['stage']}: {stage['message']}", style="red"))
         log = STATE / "logs" / f"{stage['stage']}.log"
@@ -69,13 +75,13 @@ def success(console: Console) -> None:
         rows.append(("verdict", f"{'open' if verdict.get('open') else 'closed'} ({counts})"))
     name, test = evaluate.get("metric"), _dig(evaluate, "splits", "test")
     if metric := _dig(test, "metrics", str(name)):
-        line = f"{name} {_interval(metric)} on {test.get('rows', '?')} rows"
+        line = f"{name} {interval(metric)} on {test.get('rows', '?')} rows"
         for other, stage, word in (("baseline", "baseline", "baseline"), ("base", "evaluate_base", "base model")):
             opponent = _dig(_read(reports / f"{stage}.json"), "splits", "test", "metrics", str(name), "value")
             if isinstance(opponent, int | float):
                 line += f"; {word} {opponent:.4f}"
             if margin := evaluate.get(f"margin_over_{other}"):
-                line += f"; margin {_interval(margin, signed=True)}"
+                line += f"; margin {interval(margin, signed=True)}"
         rows.append(("test", line))
     if trained := record.against_plan(record.read()):
         rows.append(("took", f"finetune {trained}"))
@@ -113,7 +119,7 @@ def _dig(value: Any, *keys: str) -> Any:
     return value
 
 
-def _interval(metric: Any, signed: bool = False) -> str:
+def interval(metric: Any, signed: bool = False) -> str:
     """`0.8712 (0.8533 to 0.8883)`; without an interval the value alone."""
     numbers = [_dig(metric, key) for key in ("value", "low", "high")]
     shown = [f"{n:+.4f}" if signed else f"{n:.4f}" for n in numbers if isinstance(n, int | float)]

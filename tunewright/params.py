@@ -190,6 +190,8 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     Raises
         UserError  one message that lists every fault with its line, key, what was found and what is allowed.
     """
+    from tunewright.masking import masked, secret_settings  # which know their own Section by this module
+
     raw, root = _read(path)
     task = raw.get("task")
     model = params_model(task.get("type") if isinstance(task, dict) else None)
@@ -203,11 +205,24 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
             faults.append((_line_of(location, root), _fault(detail, location, model)))
     for location, fault in _metric_faults(raw):
         faults.append((_line_of(location, root), f"{'.'.join(location)}: {fault}"))
+    if secret := list(secret_settings(raw)):  # what else is said of such a key can quote it
+        faults = [(line, masked(fault)) for line, fault in faults]
+        faults += [(_line_of(location, root), f"{_dotted(location)}: {SECRET_FAULT}") for location in secret]
     if faults or params is None:
         listed = [f"  line {line}: {fault}" for line, fault in sorted(set(faults))]
         count = "1 fault" if len(listed) == 1 else f"{len(listed)} faults"
         raise UserError(f"{path}: {count}\n" + "\n".join(listed))
     return params
+
+
+SECRET_FAULT = (
+    "looks like a secret. Keep it out of params.yaml: it belongs in an environment variable or a block of Prefect's "
+    "(docs/watching.md)."
+)
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
 
 
 def _metric_faults(raw: dict[str, Any]) -> Iterator[tuple[tuple[str, str, str], str]]:
@@ -303,7 +318,7 @@ def _line_of(location: tuple[int | str, ...], node: Any) -> int:
 
 
 def _fault(detail: ErrorDetails, location: tuple[int | str, ...], model: type[BaseModel]) -> str:
-    dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    dotted = _dotted(location)
     above = location[:-1]
     kind = detail["type"]
     if kind == "extra_forbidden":

@@ -40,6 +40,8 @@ from tunewright.report import Report
 
 STATE = Path(".tunewright")
 PARENT_VARIABLE = "TUNEWRIGHT_PARENT"
+STAGE_VARIABLE = "TUNEWRIGHT_STAGE"
+PROGRESS_SECONDS = 1.0
 
 # Telemetry of every library is off, and no stage talks to a hub unless its params name a hub id.
 QUIET = {
@@ -88,6 +90,29 @@ def run_file(stage: str) -> Path:
     return STATE / "runs" / f"{stage}.json"
 
 
+def progress_file(stage: str) -> Path:
+    """Where a stage that is at work tells how far it has come."""
+    return STATE / "progress" / f"{stage}.json"
+
+
+_progress_told = 0.0
+
+
+def tell_progress(fraction: float, line: str, last: bool = False) -> None:
+    """Tell how far this stage has come, for whoever started it to show: at most once in PROGRESS_SECONDS, and the last
+    one always. `run` names who started it, so that nobody takes it for the progress of another run.
+
+    fraction: from 0 to 1.   line: without any value of a row.
+    """
+    global _progress_told
+    stage = os.environ.get(STAGE_VARIABLE)
+    if stage is None or not (last or time.monotonic() - _progress_told >= PROGRESS_SECONDS):
+        return
+    _progress_told = time.monotonic()
+    told = {"run": os.environ.get(PARENT_VARIABLE, ""), "fraction": round(fraction, 4), "line": line}
+    write_json(progress_file(stage), told)
+
+
 def arguments(run: Callable[..., Report], params: Params) -> dict[str, Any]:
     """Build the arguments of a stage's `run` from its type hints."""
     built: dict[str, Any] = {}
@@ -124,6 +149,8 @@ def run_stage(run: Callable[..., Report]) -> None:
     sys.modules[f"stages.{stage}"] = sys.modules["__main__"]
     params: Params | None = None
     run_file(stage).unlink(missing_ok=True)  # a killed stage must not be taken for the run before it
+    progress_file(stage).unlink(missing_ok=True)
+    os.environ[STAGE_VARIABLE] = stage  # the processes that it starts speak for it
     end_with_parent()
     # Both by name: a shell starts what it puts in the background with SIGINT ignored.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -210,9 +237,9 @@ def _masked(text: str, params: Params | None) -> str:
 
     Imported here, and no dep of the stages in dvc.yaml: it shapes what is said of a failure, never an output.
     """
-    from tunewright.privacy import mask
+    from tunewright.masking import masked
 
-    return mask(text, getattr(getattr(params, "prepare", None), "privacy", None))
+    return masked(text, getattr(getattr(params, "prepare", None), "privacy", None))
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -36,7 +36,7 @@ from tunewright.compute import decoder_inputs
 from tunewright.errors import UserError
 from tunewright.losses import IGNORED, Loss
 from tunewright.optimizers import layerwise_groups
-from tunewright.stage import tell
+from tunewright.stage import tell, tell_progress
 from tunewright.task import SAMPLE_WEIGHT
 from tunewright.tuning import layers
 
@@ -419,23 +419,45 @@ class Speed(TrainerCallback):
         )
 
 
+SHOWN = {"loss": "loss", "eval_loss": "validation loss", "eval_accuracy": "accuracy"}
+"""What a line of progress shows, and how it calls it."""
+
+
 class Progress(TrainerCallback):
-    """One line a log: step, losses, time left."""
+    """How far the training has come: one line a log, and the same for whoever shows it (`tunewright.stage`)."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.started, self.first_step = time.monotonic(), state.global_step
+        self.logged: dict[str, float] = {}
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
     ) -> None:
-        shown = {"loss": "loss", "eval_loss": "validation loss", "eval_accuracy": "accuracy"}
-        values = [f"{name} {logs[key]:.4f}" for key, name in shown.items() if key in logs]
+        found = {key: logs[key] for key in SHOWN if key in logs}
+        self.logged |= found
+        if found and state.global_step > self.first_step and state.is_world_process_zero:
+            print(self._line(state, found), flush=True)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            tell_progress(state.global_step / max(state.max_steps, 1), self._line(state, self.logged))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            early = ", stopped early" if state.global_step < state.max_steps else ""
+            best = f"; best at step {state.best_global_step}" if state.best_global_step else ""
+            tell_progress(1.0, f"trained, {state.global_step} steps{early}{best}", last=True)
+
+    def _line(self, state: TrainerState, values: dict[str, float]) -> str:
+        """Step, losses, time left: `step 20/400  loss 0.4711  90 s left`."""
         done = state.global_step - self.first_step
-        if values and done and state.is_world_process_zero:
-            left = (time.monotonic() - self.started) / done * (state.max_steps - state.global_step)
-            print(f"step {state.global_step}/{state.max_steps}  {'  '.join(values)}  {left:.0f} s left", flush=True)
+        left = (time.monotonic() - self.started) / done * (state.max_steps - state.global_step)
+        shown = [f"{SHOWN[key]} {value:.4f}" for key, value in values.items()]
+        return "  ".join([f"step {state.global_step}/{state.max_steps}", *shown, f"{left:.0f} s left"])
 
 
 def make_trainer(

@@ -39,8 +39,11 @@ LOADED_BY_NAME = {
     ),  # the task's Section class: a stage that has a task names its file
     ("tunewright/task.py", "tunewright.task_types."),
 }
-# Imported where a stage has failed: it shapes what is said of that, never an output.
-FOR_MESSAGES = {("tunewright/stage.py", "tunewright/privacy.py")}
+# Imported where a stage has failed or refuses its params: it shapes what is said of that, never an output.
+FOR_MESSAGES = {
+    ("tunewright/params.py", "tunewright/masking.py"),
+    ("tunewright/stage.py", "tunewright/masking.py"),
+}
 # They check what comes in or draw the page, which is left out of the promise of the same bytes.
 NO_SHAPE = {"jinja2", "matplotlib", "psutil", "pydantic", "ruamel"}
 OURS = ("benchmarks", "flows", "stages", "tunewright")

@@ -80,7 +80,7 @@ def test_a_failed_stage_fails_the_flow_and_stops_only_what_needs_it(toy: Any) ->
     assert done.returncode == 2
     assert toy.executed() == ["one", "side", "two"]
     assert toy.ended() == {"one": "Ran", "side": "Ran", "two": "BadInput", "last": "NotRun"}
-    assert toy.states() == {"one": "Completed", "side": "Completed", "two": "BadInput", "last": "NotReady"}
+    assert toy.states() == {"one": "Completed", "side": "Completed", "two": "BadInput", "last": "NotRun"}
     assert toy.flow_run()["state_type"] == "FAILED"
     assert "two: row 3 is not what was expected" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
@@ -110,7 +110,7 @@ def test_a_timeout_ends_the_whole_process_group(toy: Any) -> None:
     assert done.returncode == 1
     assert (toy.folder / ".tunewright" / "asleep").exists()
     assert toy.ended() == {"one": "TimedOut", "side": "Failed", "two": "NotRun", "last": "NotRun"}
-    assert toy.states() == {"one": "TimedOut", "side": "Failed", "two": "NotReady", "last": "NotReady"}
+    assert toy.states() == {"one": "TimedOut", "side": "Failed", "two": "NotRun", "last": "NotRun"}
     assert "RuntimeError: a defect" in toy.flow_run()["state"]["message"]
     assert toy.survivors() == []
 

@@ -1,0 +1,197 @@
+"""What Prefect's page shows of a run beside its graph: tables and a summary, from what the stages have reported.
+
+    reproduce-stages      how each stage ended, and why it ran
+    gates                 each rule of a gate: found, expected, verdict
+    metrics               the test metrics with their intervals, beside the baseline's and the base model's
+    fairness-of-data      the groups of the training rows against their reference group
+    reproduce-summary     the run in words
+
+A table is made anew where the stage that it tells of has run or was restored, so that its versions are the changes.
+All of it are counts, measures and names; and what a message could quote is masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from flows import console, record, summary
+from flows.above import BLOCKED, NOT_RUN
+from tunewright.errors import UserError
+from tunewright.files import read_json
+from tunewright.gates import DATA_STAGES, data_findings
+from tunewright.masking import masked_all
+from tunewright.params import Params, load_params
+
+NEW = ("Ran", "Restored")
+GOOD = (*NEW, "Unchanged")
+REASONS_LENGTH = 300
+Rows = list[dict[str, Any]]
+
+
+def publish(stages: Sequence[Mapping[str, Any]], seconds: float) -> None:
+    """Make the artifacts of a run that has ended.
+
+    stages: of each its name, its state, why it ran, its seconds and its message.
+    """
+    states = {stage["stage"]: str(stage["state"]) for stage in stages}
+    made = ["reproduce-stages"]
+    _table("reproduce-stages", "How each stage ended, and why it ran", _stages(stages))
+    try:
+        params = load_params()
+    except UserError:  # a run that could not begin
+        params = None
+    if params is not None:
+        for key, description, rows in (
+            ("gates", "What each rule found, and what it expects", _gates(params, states)),
+            ("metrics", "On the test rows, with intervals", _metrics(params, states)),
+            (
+                "fairness-of-data",
+                "Groups of the training rows, against one of them",
+                _fairness(params, states),
+            ),
+        ):
+            if rows:
+                made.append(key)
+                _table(key, description, rows)
+    create_markdown_artifact(_summary(stages, seconds, params, made), key="reproduce-summary")
+
+
+def _table(key: str, description: str, rows: Rows) -> None:
+    create_table_artifact(table=masked_all(rows), key=key, description=description)
+
+
+def _stages(stages: Sequence[Mapping[str, Any]]) -> Rows:
+    return [
+        {
+            "stage": stage["stage"],
+            "state": stage["state"],
+            "why": console.in_short(stage["why"])[:REASONS_LENGTH],
+            "seconds": round(stage["seconds"], 1),
+        }
+        for stage in stages
+    ]
+
+
+def _report(params: Params, stage: str) -> dict[str, Any]:
+    """A stage's report; empty where there is none."""
+    file = params.path(f"{stage}_report")
+    found: dict[str, Any] = read_json(file) if file.is_file() else {}
+    return found
+
+
+def _gates(params: Params, states: Mapping[str, str]) -> Rows:
+    """The rules of the data's gate, and those of the model's where it got so far."""
+    found: list[Any] = []
+    if states.get("verdict") in NEW:  # which holds the data's rules too
+        found = _report(params, "verdict").get("findings", [])
+    elif states.get("gate_data") in NEW:
+        found = _report(params, "gate_data").get("findings", [])
+    elif states.get("gate_data") == "GateClosed":  # a closed gate leaves no report
+        reports = {stage: _report(params, stage) for stage in DATA_STAGES}
+        found = [finding.model_dump() for finding in data_findings(params.value("gate_data"), reports)]
+    order = ("fail", "warn", "insufficient", "not_assessed", "pass")
+    rows = [{key: finding[key] for key in ("verdict", "rule", "found", "expected")} for finding in found]
+    return sorted(rows, key=lambda row: order.index(row["verdict"]))
+
+
+def _metrics(params: Params, states: Mapping[str, str]) -> Rows:
+    if states.get("evaluate") not in NEW:
+        return []
+    report = _report(params, "evaluate")
+    others = {"baseline": _test_metrics(_report(params, "baseline"))}
+    others["base model"] = _test_metrics(_report(params, "evaluate_base"))
+    rows = [
+        {
+            "metric": f"{name} (decides)" if name == report.get("metric") else name,
+            **_interval(estimate),
+            **{other: _rounded(found[name]["value"]) for other, found in others.items() if name in found},
+        }
+        for name, estimate in _test_metrics(report).items()
+    ]
+    rows += [
+        {"metric": f"{report['metric']}: margin over the {word}", **_interval(margin)}
+        for word in ("baseline", "base")
+        if (margin := report.get(f"margin_over_{word}"))
+    ]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    return [{key: row.get(key) for key in columns} for row in rows]
+
+
+def _test_metrics(report: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = report.get("splits", {}).get("test", {}).get("metrics", {})
+    return found
+
+
+def _interval(estimate: Mapping[str, Any]) -> dict[str, float | None]:
+    return {key: _rounded(estimate.get(key)) for key in ("value", "low", "high")}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def _fairness(params: Params, states: Mapping[str, str]) -> Rows:
+    if states.get("audit_data") not in NEW:
+        return []
+    return [
+        {
+            "feature": feature,
+            "group": group,
+            "rows": measured["rows"],
+            "reference": group == found["reference_group"],
+            "difference in proportions": _rounded(measured["difference_in_proportions"]),
+            "low": _rounded(measured["low"]),
+            "high": _rounded(measured["high"]),
+            "class imbalance": _rounded(measured["class_imbalance"]),
+        }
+        for feature, found in _report(params, "audit_data").get("features", {}).items()
+        for group, measured in found["groups"].items()
+    ]
+
+
+def _summary(stages: Sequence[Mapping[str, Any]], seconds: float, params: Params | None, made: Sequence[str]) -> str:
+    """The run in Markdown, its verdict first."""
+    states = {stage["stage"]: str(stage["state"]) for stage in stages}
+    lines = [f"# {_verdict(states)}", f"{summary.counted(list(states.values()))}, in {seconds:.1f} s"]
+    lines += [
+        f"**{stage['stage']}** {stage['state']}:\n\n{_quoted(stage['message'])}"
+        for stage in stages
+        if stage["state"] not in (*GOOD, BLOCKED, NOT_RUN)
+    ]
+    if params is not None and states.get("evaluate") in GOOD:
+        lines.append("\n".join(["| | |", "|---|---|", *_facts(params, states)]))
+    if trained := record.against_plan(record.read()):
+        lines.append(f"finetune took {trained}")
+    lines.append("Tables: " + ", ".join(f"[{key}](/artifacts/key/{key})" for key in made))
+    return "\n\n".join(masked_all(lines)) + "\n"
+
+
+def _verdict(states: Mapping[str, str]) -> str:
+    bad = {stage: state for stage, state in states.items() if state not in (*GOOD, BLOCKED, NOT_RUN)}
+    closed = [stage for stage, state in bad.items() if state == "GateClosed"]
+    if bad and len(closed) == len(bad):
+        return f"A gate is closed: {', '.join(closed)}"
+    return f"Failed: {', '.join(bad)}" if bad else "Up to date"
+
+
+def _quoted(message: str) -> str:
+    """A message as a block that Markdown leaves as it is."""
+    return "\n".join(f"    {line}" for line in message.splitlines())
+
+
+def _facts(params: Params, states: Mapping[str, str]) -> Iterator[str]:
+    """Lines of a table: the deciding metric, and where things are."""
+    report = _report(params, "evaluate")
+    name = report.get("metric")
+    if estimate := _test_metrics(report).get(str(name)):
+        yield f"| {name} on test | {summary.interval(estimate)} |"
+        for word, stage in (("baseline", "baseline"), ("base model", "evaluate_base")):
+            if other := _test_metrics(_report(params, stage)).get(str(name)):
+                yield f"| {word} | {summary.interval(other)} |"
+    for word, stage, path in (("report", "report", "report_page"), ("export", "export", "export")):
+        if states.get(stage) in GOOD and Path(getattr(params.paths, path)).exists():
+            yield f"| {word} | `{getattr(params.paths, path)}` |"
