@@ -68,7 +68,7 @@ def test_what_dvc_tracks_beside_dvc_yaml_is_no_stage_of_the_flow(toy: Any, tmp_p
     (toy.folder / "raw.txt").unlink()
     missing = toy.tunewright("run")
     assert missing.returncode == 2
-    assert "one: raw.txt: not found. `dvc pull` brings what DVC tracks" in missing.stdout
+    assert "one: raw.txt: not found. `dvc pull raw.txt` brings what DVC tracks" in missing.stdout
     assert "frozen" not in missing.stdout + missing.stderr
 
 
