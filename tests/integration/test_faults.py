@@ -8,14 +8,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from ruamel.yaml import YAML
+
+from tests.disks import small_disk
 
 ALL = ["last", "one", "side", "two"]
 MEMORY = Path("/sys/fs/cgroup/memory")
@@ -27,19 +28,6 @@ def edit_command(toy: Any, stage: str, command: str) -> None:
     graph = yaml.load(toy.folder / "dvc.yaml")
     graph["stages"][stage]["cmd"] = command
     yaml.dump(graph, toy.folder / "dvc.yaml")
-
-
-@contextmanager
-def small_disk(place: Path, size: str) -> Iterator[Path]:
-    """A disk of that size at a folder; skips where this user may not mount one."""
-    place.mkdir(parents=True, exist_ok=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("only root may mount a tmpfs")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def ended(toy: Any, process: subprocess.Popen[str], status: int) -> str:
