@@ -136,12 +136,13 @@ def run(
 
 
 def _run(jobs: int, stage_timeout: float | None) -> None:
-    from flows import asking, summary
+    from flows import asking, repair, summary
     from flows import console as progress
     from tunewright.params import load_params
 
     if (names := asking.up_to_date()) is None:
         load_params()
+        repair.before_a_run()
         nodes, changed = asking.plan()
         names = None if changed else [node.name for node in nodes]
     if names is not None:
@@ -385,6 +386,17 @@ def rollback() -> None:
 
     with _told():
         console.print(Text(rollback()))
+
+
+@app.command(rich_help_panel=RUN)
+def repair() -> None:
+    """Mend what a killed process, a full disk or a merge has left of DVC's own files."""
+    from flows.repair import repair
+    from tunewright.stage import sole
+
+    with _told(), sole("run"), sole("reproduce"):
+        done = repair()
+        console.print(Text("\n".join(done) if done else "Nothing to mend: dvc.lock and DVC's rwlock are good."))
 
 
 @app.command(rich_help_panel=STAND)

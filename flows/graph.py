@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flows.faults import explained
 from tunewright.errors import UserError
 
 # DVC's telemetry off, in this process and in every `dvc` that it starts.
@@ -177,7 +178,7 @@ def _found_in(path: Path, revision: str) -> Iterator[None]:
             f"`git checkout {revision}` and run."
         ) from error
     except DvcException as error:
-        raise UserError(f"{path} of {revision}: {_explained(error)}") from error
+        raise UserError(f"{path} of {revision}: {explained(error)}") from error
 
 
 def _nodes(repo: Any) -> list[Node]:
@@ -343,36 +344,4 @@ def _repo() -> Iterator[Any]:
             with Repo(_wait_for_lock=True) as repo:
                 yield repo
         except DvcException as error:
-            raise UserError(_explained(error)) from error
-
-
-def _explained(error: Exception) -> str:
-    """DVC's message, and the command that mends what it says."""
-    from dvc.exceptions import NotDvcRepoError
-    from dvc.lock import LockError
-    from dvc.rwlock import RWLockFileCorruptedError, RWLockFileFormatError
-    from dvc.scm import SCMError
-
-    messages = []
-    cause: BaseException | None = error
-    while cause is not None:
-        text = " ".join(str(cause).split())
-        if text and text not in messages:
-            messages.append(text)
-        cause = cause.__cause__
-    message = ": ".join(messages)
-    if isinstance(error, NotDvcRepoError):
-        mend = "Make it a DVC project: `git init && dvc init`."
-    elif isinstance(error, SCMError):
-        mend = "DVC keeps its files beside git: `git init`."
-    elif isinstance(error, RWLockFileCorruptedError | RWLockFileFormatError):
-        mend = "When no other `dvc` or `tunewright` is at work in this project: `rm .dvc/tmp/rwlock`."
-    elif isinstance(error, LockError):
-        mend = "Wait until that process has ended, or end it; then run again."
-    elif "dvc.lock" in message:
-        mend = "Put back the last good one: `git checkout HEAD -- dvc.lock` (or `rm dvc.lock` where git has none)."
-    elif "dvc.yaml" in message:
-        mend = "Mend that place; `git diff dvc.yaml` shows what was changed."
-    else:
-        mend = "`dvc status` says the same at more length."
-    return f"DVC: {message.rstrip('.')}. {mend}"
+            raise UserError(explained(error)) from error

@@ -18,6 +18,7 @@ from typing import IO, Protocol
 
 import psutil
 
+from flows.faults import Fault
 from flows.warm import Forked, Warm
 from tunewright.stage import PARENT_VARIABLE
 
@@ -117,9 +118,10 @@ class Groups:
         on_line: Callable[[str], None],
         timeout_seconds: float | None,
         folder: Path | None = None,
+        on_fault: Callable[[Fault], None] | None = None,
     ) -> int:
         """Run a `dvc` command to its end, in that folder or the working one, each line of its output given to
-        `on_line`; its exit status.
+        `on_line`; its exit status. Why it failed is given to `on_fault`, where it could tell.
 
         Raises
             subprocess.TimeoutExpired  after its whole group was ended.
@@ -144,6 +146,8 @@ class Groups:
             reader.join(timeout=5)
         if not self._open:
             raise Stopped
+        if process.fault is not None and on_fault is not None:
+            on_fault(process.fault)
         return status
 
 

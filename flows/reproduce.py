@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,11 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import artifacts, asking, clones, console, landing, live, logs, pipeline
+from flows import artifacts, asking, clones, console, landing, live, logs, pipeline, repair
 from flows import record as run_record
 from flows.above import BLOCKED, NOT_RUN, Above, held_up
 from flows.champion import judge
+from flows.faults import Fault, untold
 from flows.graph import NEVER_RAN, Node, changes, plan
 from flows.landing import Record
 from flows.pipeline import Collision
@@ -48,10 +50,12 @@ FAILED_STATES = {
     "bad_input": "BadInput",
     "unreachable": "Unreachable",
     "out_of_memory": "OutOfMemory",
+    "disk_full": "DiskFull",
     "stopped": "Stopped",
 }
 GOOD_STATES = ("Ran", "Restored", "Unchanged")
 RETRY_DELAYS_SECONDS = [10.0, 30.0, 90.0]
+MENDED_BY_A_RETRY = ("Unreachable", "Locked")
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class Run:
 
 
 def _worth_repeating(_task: Any, _task_run: Any, state: State) -> bool:
-    return state.name == "Unreachable"
+    return state.name in MENDED_BY_A_RETRY
 
 
 @task(
@@ -133,27 +137,32 @@ def _reproduce(node: Node, why: tuple[str, ...], run: Run) -> StageRun:
     story.unlink(missing_ok=True)
     missing = [dep for dep in node.deps if "://" not in dep and not Path(dep).exists()]
     if missing:  # its upstreams have run, so nothing makes them; DVC would end without a word of it
-        mend = "`dvc pull` brings what DVC tracks; else put it there, or correct its path in params.yaml."
-        return StageRun(node.name, "BadInput", why, message=f"{', '.join(missing)}: not found. {mend}")
+        mend = f"`dvc pull {' '.join(missing)}` brings what DVC tracks; else put it there, or correct its path in"
+        message = f"{', '.join(missing)}: not found. {mend} params.yaml."
+        return StageRun(node.name, "BadInput", why, message=message)
     log_file = STATE / "logs" / f"{node.name}.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
     console.starts(node.name, why)
     get_run_logger().info("%s runs: %s", node.name, console.in_short(why))
     # Global flag first. Without --wait-for-lock a finished training can go unrecorded; -s, because the edges are
-    # the flow's; --quiet leaves the stage's own lines and DVC's errors.
+    # the flow's; --quiet leaves the stage's own lines: what DVC has to say comes as its fault.
     command = ["--wait-for-lock", "repro", "--quiet", "-s", node.name]
     started = time.perf_counter()
+    faults: list[Fault] = []
     with log_file.open("w", encoding="utf-8") as log:
 
         def on_line(line: str) -> None:
             line = masked(line)  # a library's own warning can quote a row, or a secret
-            log.write(f"{line}\n")
-            log.flush()
+            with suppress(OSError):  # a full disk: who does not read on would leave the stage waiting
+                log.write(f"{line}\n")
+                log.flush()
             console.output(node.name, line)
 
         try:
             with live.shown(node.name):
-                status = run.groups.dvc(*command, on_line=on_line, timeout_seconds=run.timeout_seconds)
+                status = run.groups.dvc(
+                    *command, on_line=on_line, timeout_seconds=run.timeout_seconds, on_fault=faults.append
+                )
         except subprocess.TimeoutExpired:
             limit = f"{run.timeout_seconds:g} s"
             message = f"ended after {limit}, the limit (--stage-timeout); its whole process group was ended"
@@ -167,8 +176,8 @@ def _reproduce(node: Node, why: tuple[str, ...], run: Run) -> StageRun:
         return StageRun(node.name, "Restored", why, seconds, f"restored from DVC's cache in {seconds:.1f} s")
     told = read_json(story) if story.is_file() else {}
     if told.get("outcome") in (None, "ran"):  # DVC itself, or a stage that was killed before it could tell
-        last = [line for line in log_file.read_text(encoding="utf-8").splitlines() if line.strip()][-3:]
-        return StageRun(node.name, "Failed", why, seconds, f"exit status {status}: " + " / ".join(last))
+        state, message = untold(status, faults[0] if faults else None, log_file)
+        return StageRun(node.name, state, why, seconds, masked(message))
     return StageRun(node.name, FAILED_STATES.get(told["outcome"], "Failed"), why, seconds, told["message"])
 
 
@@ -226,6 +235,7 @@ def _all_steps(
     run: Run, started: float, update_imports: bool, champion: bool, record: Record, push: bool
 ) -> State[None]:
     """The order of a run: imports, data, the stages; then dvc.lock, the remote, the champion."""
+    repair.before_a_run()
     landed = landing.Landed(run.groups)
     if update_imports and (state := landing.update(landed, return_state=True)).type != StateType.COMPLETED:
         return _failed_step("update imports", state)
@@ -239,6 +249,7 @@ def _all_steps(
         if (state := landing.bring(landed, return_state=True)).type != StateType.COMPLETED:
             return _failed_step("bring data", state)
         nodes, run.changed = plan()
+    repair.keep_lock_file()
     stages = _all_stages(nodes, run, started)
     artifacts.publish([asdict(ended) for ended in stages], round(time.perf_counter() - started, 3))
     concluded = _conclusion(stages)
@@ -279,8 +290,10 @@ def _all_stages(nodes: list[Node], run: Run, started: float) -> list[StageRun]:
         stages = [run.ended.get(node.name, StageRun(node.name, NOT_RUN)) for node in nodes]
         seconds = round(time.perf_counter() - started, 3)
         told = [asdict(ended) for ended in stages]
-        write_json(RUN_FILE, {"seconds": seconds, "stages": told})
-        run_record.write(told, seconds)
+        with repair.whatever_space_is_left():
+            repair.after_a_run()
+            write_json(RUN_FILE, {"seconds": seconds, "stages": told})
+            run_record.write(told, seconds)
     return stages
 
 

@@ -11,7 +11,15 @@ from rich.text import Text
 
 from flows import record
 from flows.processes import GRACE_SECONDS
-from tunewright.errors import EXIT_BAD_INPUT, EXIT_CRASH, EXIT_GATE_CLOSED, EXIT_STOPPED, EXIT_UNREACHABLE, UserError
+from tunewright.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_CRASH,
+    EXIT_DISK_FULL,
+    EXIT_GATE_CLOSED,
+    EXIT_STOPPED,
+    EXIT_UNREACHABLE,
+    UserError,
+)
 from tunewright.params import load_params
 from tunewright.stage import STATE
 
@@ -19,6 +27,7 @@ _EXITS = {
     "GateClosed": EXIT_GATE_CLOSED,
     "BadInput": EXIT_BAD_INPUT,
     "Unreachable": EXIT_UNREACHABLE,
+    "DiskFull": EXIT_DISK_FULL,
     "Stopped": EXIT_STOPPED,
 }
 _ADVICE = {
@@ -26,6 +35,8 @@ _ADVICE = {
     "BadInput": "Correct that, then run again: what is done already is not done twice.",
     "Unreachable": "Run again when the other machine answers: what is done already is not done twice.",
     "OutOfMemory": "Change that in params.yaml, then run again: what is done already is not done twice.",
+    "DiskFull": "Nothing is lost: free some space (`dvc gc --workspace` drops what no stage needs), then run again.",
+    "Locked": "Another `dvc` is at work in this project: when it has ended, run again.",
     "TimedOut": "Give it longer (--stage-timeout), or less to do; then run again.",
     "Stopped": "Run again: what is done already is not done twice.",
 }

@@ -10,6 +10,7 @@ as good as a fresh process. It ends when its channel closes, so also when the ru
 from __future__ import annotations
 
 import array
+import contextlib
 import json
 import os
 import select
@@ -18,12 +19,15 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 from flows import transfer
+from flows.faults import Fault, fault_of
 
 _LARGEST_REQUEST = 65536
+_LARGEST_ANSWER = 4096  # a pipe passes on so much in one piece
 
 
 class Forked:
@@ -32,15 +36,18 @@ class Forked:
     def __init__(self, pid: int, output: IO[str], status_pipe: int) -> None:
         self.pid = pid
         self.stdout = output
+        self.fault: Fault | None = None
+        """Why it failed, as soon as it has and where it could tell."""
         self._status_pipe = status_pipe
         self._status: int | None = None
 
     def poll(self) -> int | None:
         """The exit status, or None while it runs. A command that was killed before it could tell has -SIGKILL."""
         if self._status is None and select.select([self._status_pipe], [], [], 0)[0]:
-            told = os.read(self._status_pipe, 16)
+            told = os.read(self._status_pipe, _LARGEST_ANSWER)
             os.close(self._status_pipe)
-            self._status = int(told) if told else -signal.SIGKILL
+            self._status, fault = json.loads(told) if told else (-signal.SIGKILL, None)
+            self.fault = Fault(**fault) if fault else None
         return self._status
 
     def wait(self, timeout_seconds: float | None) -> int:
@@ -123,8 +130,8 @@ def _serve(channel: socket.socket) -> None:
 
 
 def _run(channel: socket.socket, folder: str, arguments: list[str], output: int, status_pipe: int) -> NoReturn:
-    """What a fork does: tell its number, run `dvc` in that folder with these arguments, and tell its status."""
-    status = 1
+    """What a fork does: tell its number, run `dvc` in that folder with these arguments, and tell how it ended."""
+    status, faults = 1, list[Fault]()
     try:
         os.setsid()  # before it is known: whoever knows it may end its group
         channel.send(str(os.getpid()).encode())
@@ -140,12 +147,31 @@ def _run(channel: socket.socket, folder: str, arguments: list[str], output: int,
         else:
             from dvc.cli import main
 
+            _watch(faults)
             status = main(arguments)
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.write(status_pipe, str(status).encode())
+        fault = asdict(faults[0]) if faults and status else None
+        with contextlib.suppress(OSError):  # nobody reads any more
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os.write(status_pipe, json.dumps([status, fault], ensure_ascii=False).encode())
         os._exit(status)
+
+
+def _watch(faults: list[Fault]) -> None:
+    """Have the exception that a `dvc` command ends with told here too: its command line prints it, or nothing."""
+    from dvc.cli.command import CmdBase
+
+    do_run = CmdBase.do_run
+
+    def watched(command: Any) -> Any:
+        try:
+            return do_run(command)
+        except Exception as error:
+            faults.append(fault_of(error))
+            raise
+
+    CmdBase.do_run = watched
 
 
 if __name__ == "__main__":

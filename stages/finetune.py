@@ -28,8 +28,9 @@ from pydantic import BaseModel, Field
 from tunewright import fitting, processes, tuning
 from tunewright.checkpoints import training_key
 from tunewright.errors import UserError
-from tunewright.files import atomic_folder, read_json, sha256_file, sha256_tree
+from tunewright.files import atomic_folder, read_json, require_space, sha256_file, sha256_tree
 from tunewright.fitting import TrainingParams
+from tunewright.memory import optimizer_bytes
 from tunewright.report import Report, RowAccount
 from tunewright.stage import STATE, Dep, Key, Out, Paths, run_stage
 from tunewright.task import TaskType
@@ -130,6 +131,7 @@ def run(
         UserError  a learning rate that find_lr has not found, a training that diverged, a metric_for_best_model that
                    the task does not compute, a way or a loss that does not fit the base model or the task, a number
                    format that the hardware lacks.
+        DiskFull   before anything is trained, where the checkpoints and the tuned model have no room.
     """
     if params.num_processes > 1:
         work = partial(_train, paths, params, task, seed, num_threads)
@@ -166,6 +168,9 @@ def _train(
     trainer = fitting.build(
         task, paths.base_model, train, validation, params, seed, folder, callbacks, features=features
     )
+    if processes.is_first():
+        held = sum(found.stat().st_size for found in folder.rglob("*") if found.is_file())
+        require_space(folder, _disk_bytes(trainer.model, params) - held, "the checkpoints and the tuned model")
     resume_or_start(trainer)
     processes.barrier()
     if not processes.is_first():
@@ -205,6 +210,15 @@ def _train(
     )
     shutil.rmtree(folder)
     return report
+
+
+def _disk_bytes(model: Any, params: FinetuneParams) -> int:
+    """What a training writes at most: the checkpoints that are kept, the best and the one that is being written; the
+    tuned model, there and in DVC's cache."""
+    trained = [weights for weights in model.parameters() if weights.requires_grad]
+    states = optimizer_bytes(params.optim, [tuple(weights.shape) for weights in trained], params.momentum)
+    checkpoint = sum(weights.nbytes for weights in trained) + states
+    return (params.save_total_limit + 2) * checkpoint + 2 * sum(weights.nbytes for weights in model.parameters())
 
 
 def _found_rate(report: Path) -> float:

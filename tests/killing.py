@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -54,7 +55,7 @@ PARAMS: dict[str, Any] = {
 @dataclass(frozen=True)
 class Kill:
     """Where a training is killed. `when`: step (before it is logged or saved), epoch_end, save (between the weights
-    and the optimizer), train_end."""
+    and the optimizer), train_end. Or, with `fill`, it lives on at that step with no space left for its checkpoints."""
 
     when: str
     step: int
@@ -205,6 +206,10 @@ def _arrange(when: str, step: int) -> None:
         def on_step_end(self, *given: Any, **_: Any) -> None:
             if when == "step" and given[1].global_step == step:
                 kill()
+            if when == "fill" and given[1].global_step == step:
+                with suppress(OSError), Path(".tunewright/ballast").open("wb", buffering=0) as ballast:
+                    while True:
+                        ballast.write(bytes(4096))
 
         def on_epoch_end(self, *given: Any, **_: Any) -> None:
             if when == "epoch_end" and given[1].global_step == step:

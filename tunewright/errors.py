@@ -1,4 +1,4 @@
-"""The three ways in which a stage ends without a result, other than by a defect of ours.
+"""The ways in which a stage ends without a result, other than by a defect of ours.
 
 Each has an exit status of its own, so that whoever started the stage can tell a user's mistake from a
 closed gate and from a network that was down, without reading any text.
@@ -8,6 +8,7 @@ EXIT_CRASH = 1
 EXIT_BAD_INPUT = 2
 EXIT_GATE_CLOSED = 3
 EXIT_UNREACHABLE = 4
+EXIT_DISK_FULL = 5
 EXIT_STOPPED = 130
 
 
@@ -30,3 +31,10 @@ class Unreachable(UserError):
 
     exit_status = EXIT_UNREACHABLE
     outcome = "unreachable"
+
+
+class DiskFull(UserError):
+    """No space is left where the stage writes, or too little for what it is going to write."""
+
+    exit_status = EXIT_DISK_FULL
+    outcome = "disk_full"

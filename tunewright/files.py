@@ -6,6 +6,7 @@ starts after a power cut) sees the old file or the new one, never half of one.
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunewright.errors import UserError
+from tunewright.errors import DiskFull, UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,6 +41,34 @@ def _sweep(path: Path) -> None:
             shutil.rmtree(stale)
         else:
             stale.unlink()
+
+
+def no_space(error: BaseException) -> bool:
+    """Whether an error says that the disk is full, or the user's share of it.
+
+    Safetensors tells of the system's error in the text of its own; PyTorch's writer says no more than that the file
+    is not as long as what was written.
+    """
+    full, text = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), str(error)
+    if isinstance(error, OSError) and error.errno in full:
+        return True
+    torch_writer = "inline_container" in text and ("unexpected pos" in text or "file write failed" in text)
+    return torch_writer or any(os.strerror(code) in text for code in full)
+
+
+def require_space(folder: Path, wanted: int, what: str) -> None:
+    """Look whether the disk of a folder has so many bytes free.
+
+    Raises
+        DiskFull  when it has not.
+    """
+    standing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(standing).free
+    if free < wanted:
+        raise DiskFull(
+            f"{folder}: {what} need {wanted / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free there. "
+            f"Free some, then run again."
+        )
 
 
 @contextmanager

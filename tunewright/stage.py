@@ -26,15 +26,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict
 
-from tunewright.errors import EXIT_CRASH, EXIT_STOPPED, UserError
-from tunewright.files import write_json
+from tunewright.errors import EXIT_CRASH, EXIT_DISK_FULL, EXIT_STOPPED, UserError
+from tunewright.files import no_space, write_json
 from tunewright.params import Params, Section, load_params
 from tunewright.report import Report
 
@@ -56,6 +56,14 @@ QUIET = {
 # How long a thread of PyTorch's OpenMP spins before it sleeps. By default that is so long that a second busy
 # process halves the speed of training; none at all costs a tenth on a free machine (docs/decisions/0005).
 SPIN = {"GOMP_SPINCOUNT": "10000"}
+
+MEMORY_HINT = (
+    "lower per_device_train_batch_size (raise gradient_accumulation_steps to match) or max_length, "
+    "or set gradient_checkpointing: true"
+)
+SPACE_HINT = (
+    "Free some space, then run again: what was there is still there, and a training goes on from its checkpoint"
+)
 
 Dep = Annotated[Path, "dep"]
 """A path that the stage reads: a `deps` entry of dvc.yaml."""
@@ -138,7 +146,8 @@ def run_stage(run: Callable[..., Report]) -> None:
 
     Exit status
         0  done   1  a defect of ours, with its traceback   2  bad input   3  a closed gate
-        4  another machine did not answer   130  stopped by SIGINT or SIGTERM, with nothing half-written
+        4  another machine did not answer   5  no space left
+        130  stopped by SIGINT or SIGTERM, with nothing half-written
     """
     stage = Path(inspect.getfile(run)).stem
     started = time.perf_counter()
@@ -175,14 +184,18 @@ def run_stage(run: Callable[..., Report]) -> None:
     except Exception as error:
         status = EXIT_CRASH
         if _out_of_memory(error):
-            hint = "lower per_device_train_batch_size (raise gradient_accumulation_steps to match), or max_length"
-            story.update(outcome="out_of_memory", message=f"out of memory; {hint}")
+            story.update(outcome="out_of_memory", message=f"out of memory; {MEMORY_HINT}")
+            print(f"\n{stage}: {story['message']}", file=sys.stderr)
+        elif no_space(error):
+            status = EXIT_DISK_FULL
+            story.update(outcome="disk_full", message=_masked(f"no space left ({error}). {SPACE_HINT}", params))
             print(f"\n{stage}: {story['message']}", file=sys.stderr)
         else:
             story.update(outcome="crash", message=_masked(f"{type(error).__name__}: {error}", params))
             print(_masked(traceback.format_exc(), params), end="", file=sys.stderr)
     story.update(process_seconds=round(time.perf_counter() - started, 3), peak_memory_mb=peak_memory_mb())
-    write_json(run_file(stage), story)
+    with suppress(OSError):  # where even that has no space, the exit status tells
+        write_json(run_file(stage), story)
     sys.stdout.flush()
     sys.stderr.flush()
     # Torch and Great Expectations take up to a second to tear down, and all that this process owns is on the disk.
@@ -243,11 +256,13 @@ def _masked(text: str, params: Params | None) -> str:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """PyTorch has a class of its own on a GPU, and on a CPU a RuntimeError that says so."""
+    """PyTorch has a class of its own on a GPU, and on a CPU a RuntimeError that says so. One process of several that
+    is killed is killed for lack of memory, as likely as not (tunewright/processes.py)."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
         or "can't allocate memory" in str(error)
+        or str(error).endswith(f"exit status {-signal.SIGKILL:d}")
     )
 
 

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from tests.conftest import Project, environment
+from tests.disks import small_disk
 from tests.kill_matrix import WAYS, matrix
 from tests.killing import Ended, Kill, Trainings, make_folder
 from tunewright.checkpoints import newest_first, verifies
@@ -118,6 +119,25 @@ def test_the_newest_checkpoint_torn(trainings, folder, whole):
     assert f"skipping {newest.name}: it is not whole" in again.printed
     assert f"going on from {before.name}" in again.printed
     assert (again.model, again.report) == (whole.model, whole.report)
+
+
+def test_no_space_left_is_seen_before_training_or_leaves_the_checkpoint_before_it(trainings, folder, whole):
+    place = folder / ".tunewright"
+    place.mkdir()
+    with small_disk(place, "1m"):
+        ended = trainings(folder, 2)
+        assert ended.status == 2 and "the checkpoints and the tuned model need" in ended.error
+        assert not any(place.rglob("checkpoint-*"))
+    with small_disk(place, "32m"):
+        ended = trainings(folder, 2, Kill("fill", 7))
+        assert ended.status == 1 and ("No space left" in ended.printed or "unexpected pos" in ended.printed)
+        (only,) = checkpoints(folder)
+        assert only.name == "checkpoint-4" and verifies(only)
+        assert [found.name for found in only.parent.iterdir()] == ["checkpoint-4"]  # nothing half-written beside it
+        (place / "ballast").unlink()
+        again = trainings(folder, 2)
+        assert "going on from checkpoint-4" in again.printed
+        assert (again.model, again.report) == (whole.model, whole.report)
 
 
 def test_a_checkpoint_of_other_params_or_threads_is_never_resumed(trainings, folder):

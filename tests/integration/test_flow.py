@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 
 def test_only_what_changed_runs_and_dvc_alone_does_the_same(new_toy: Callable[[str], Any]) -> None:
     toy, alone = new_toy("toy"), new_toy("alone")
@@ -47,6 +49,7 @@ def test_only_what_changed_runs_and_dvc_alone_does_the_same(new_toy: Callable[[s
     assert "4 unchanged" in artifacts["reproduce-summary"]
 
 
+@pytest.mark.heavy
 def test_what_dvc_tracks_beside_dvc_yaml_is_no_stage_of_the_flow(toy: Any, tmp_path: Path) -> None:
     (tmp_path / "origin.txt").write_text("raw")
     (toy.folder / "raw.txt").unlink()
@@ -68,7 +71,7 @@ def test_what_dvc_tracks_beside_dvc_yaml_is_no_stage_of_the_flow(toy: Any, tmp_p
     (toy.folder / "raw.txt").unlink()
     missing = toy.tunewright("run")
     assert missing.returncode == 2
-    assert "one: raw.txt: not found. `dvc pull` brings what DVC tracks" in missing.stdout
+    assert "one: raw.txt: not found. `dvc pull raw.txt` brings what DVC tracks" in missing.stdout
     assert "frozen" not in missing.stdout + missing.stderr
 
 
@@ -134,6 +137,7 @@ def test_no_orphan_and_no_lock_is_left_by_a_signal(toy: Any, wait_for: Any) -> N
     assert [name for name in toy.executed() if name != "side"] == ["last", "one", "two"]
 
 
+@pytest.mark.heavy
 def test_a_run_starts_its_own_server_and_leaves_nothing(toy_alone: Any, wait_for: Any) -> None:
     toy = toy_alone
     toy.set("one.mode", "sleep")

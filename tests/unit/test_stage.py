@@ -245,8 +245,9 @@ def test_a_failed_write_leaves_the_last_good_output(project: Path) -> None:
     process = start(project)
     _, errors = process.communicate()
 
-    assert process.returncode == 1
-    assert "No space left on device" in errors
+    assert process.returncode == 5
+    assert "no space left ([Errno 28] No space left on device). Free some" in errors and "Traceback" not in errors
+    assert story(project)["outcome"] == "disk_full"
     assert [found.name for found in (project / "data").iterdir()] == ["ingested"]
     assert (project / "data" / "ingested").read_text() == "whole"
 

@@ -1,0 +1,125 @@
+"""A deployed run that is cancelled, or whose worker or server is killed (FAULTS row 8): real server, worker, clones."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+
+@dataclass
+class Standing:
+    """The toy project with a standing server and a worker, deployed."""
+
+    toy: Any
+    serving: Any
+    api_url: str
+    ask: Callable[..., Any]
+    wait_for: Callable[..., Any]
+
+    def commit(self, mode: str) -> None:
+        """Set how the stage `one` behaves."""
+        self.toy.set("one.mode", mode)
+        assert self.toy.sh("git", "commit", "--quiet", "--all", "--message", mode).returncode == 0
+
+    def run(self) -> str:
+        """Start a deployed run; its id."""
+        deployment = self.ask(self.api_url, "/deployments/name/reproduce/reproduce")
+        path = f"/deployments/{deployment['id']}/create_flow_run"
+        return str(self.ask(self.api_url, path, parameters={"jobs": 1})["id"])
+
+    def asleep(self) -> None:
+        """Wait until the stage of a run sleeps."""
+        self.wait_for(lambda: list(self.toy.folder.glob(".tunewright/work/*/.tunewright/asleep")), 300)
+
+    def final(self, run: str) -> Any:
+        """How a run ended, waited for."""
+
+        def found() -> Any:
+            told = self.ask(self.api_url, f"/flow_runs/{run}")
+            return told if told["state_type"] in FINAL else None
+
+        return self.wait_for(found, 300)
+
+    def at_work(self, *named: str) -> list[psutil.Process]:
+        """Living processes in a run's clone; or with all these words in their command, anywhere in the project."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                place, command = Path(process.cwd()), " ".join(process.cmdline())
+                zombie = process.status() == psutil.STATUS_ZOMBIE
+            except (psutil.Error, OSError):
+                continue
+            inside = self.toy.folder if named else self.toy.folder / ".tunewright" / "work"
+            if place.is_relative_to(inside) and not zombie and all(word in command for word in named):
+                found.append(process)
+        return found
+
+
+@pytest.fixture
+def standing(toy_alone: Any, wait_for: Any, ask: Any) -> Iterator[Standing]:
+    toy = toy_alone
+    shutil.copy(REPOSITORY / "prefect.yaml", toy.folder)
+    shutil.copytree(REPOSITORY / "flows", toy.folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+    (toy.folder / ".gitignore").write_text(".tunewright/\n__pycache__/\nreports/\nout/\n")
+    for command in (["config", "user.name", "test"], ["config", "user.email", "t@example.com"], ["add", "--all"]):
+        assert toy.sh("git", *command).returncode == 0
+    assert toy.sh("git", "commit", "--quiet", "--message", "The project").returncode == 0
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    serving = toy.start("serve", "--port", port)
+    try:
+        wait_for((toy.folder / ".tunewright" / "server.json").exists, 300)
+        assert toy.tunewright("deploy").returncode == 0
+        yield Standing(toy, serving, f"http://127.0.0.1:{port}/api", ask, wait_for)
+    finally:
+        serving.send_signal(signal.SIGTERM)
+        serving.communicate(timeout=300)
+
+
+@pytest.mark.heavy
+def test_a_run_cancelled_on_prefect_s_page_leaves_no_process_and_the_next_one_goes_on(standing: Standing) -> None:
+    standing.commit("sleep")
+    run = standing.run()
+    standing.asleep()
+    cancelling = {"type": "CANCELLING", "name": "Cancelling"}
+    standing.ask(standing.api_url, f"/flow_runs/{run}/set_state", state=cancelling)
+    assert standing.final(run)["state_type"] == "CANCELLED"
+    standing.wait_for(lambda: standing.at_work() == [], 300)
+    standing.commit("ok")
+    assert standing.final(standing.run())["state_type"] == "COMPLETED"
+
+
+@pytest.mark.heavy
+def test_serve_killed_outright_leaves_no_process_and_the_next_one_goes_on(standing: Standing) -> None:
+    standing.commit("sleep")
+    standing.run()
+    standing.asleep()
+    standing.serving.kill()
+    standing.wait_for(lambda: standing.toy.survivors() == [] and standing.at_work() == [], 300)
+    standing.commit("ok")
+    done = standing.toy.tunewright("run")  # no lock is held by the dead
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.heavy
+def test_a_worker_killed_outright_ends_serve_and_leaves_no_process(standing: Standing) -> None:
+    standing.commit("sleep")
+    standing.run()
+    standing.asleep()
+    for process in standing.at_work("worker", "start"):
+        process.kill()
+    output, _ = standing.serving.communicate(timeout=300)
+    assert standing.serving.returncode == 2 and "the worker ended" in output
+    standing.wait_for(lambda: standing.toy.survivors() == [] and standing.at_work() == [], 300)
