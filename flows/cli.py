@@ -23,6 +23,7 @@ RUN = "Run the recipe"
 DATA = "Your data"
 LOOK = "Look before you run"
 STAND = "Schedules, and a page to watch runs"
+CHAMPION = "Champion and challenger"
 
 app = typer.Typer(
     help="Declarative fine-tuning: edit params.yaml, then `tunewright run`.",
@@ -333,6 +334,51 @@ def check() -> None:
         if found:
             raise UserError("params.yaml: " + "\n  ".join([f"{len(found)} faults" if found[1:] else "1 fault", *found]))
         console.print("params.yaml: no faults.")
+
+
+@app.command(rich_help_panel=CHAMPION)
+def compare(
+    first: Annotated[str, typer.Argument(metavar="[A]", help="A branch, tag or commit.")] = "champion",
+    second: Annotated[
+        str | None, typer.Argument(metavar="[B]", help="The same; without one, the model as it stands.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Hold the model of B against that of A on B's rows of test; status 3 where it may be worse than tolerated."""
+    from flows.comparing import compare, revision
+    from flows.comparison_page import show
+    from tunewright.errors import EXIT_GATE_CLOSED
+    from tunewright.files import canonical_json
+
+    with _told():
+        found = compare(revision(first), revision(second))
+        if as_json:
+            typer.echo(canonical_json(found.model_dump(mode="json")), nl=False)
+        else:
+            show(console, found)
+        raise typer.Exit(0 if found.blessed else EXIT_GATE_CLOSED)
+
+
+@app.command(rich_help_panel=CHAMPION)
+def promote(
+    revision: Annotated[
+        str | None, typer.Argument(metavar="[REV]", help="A branch, tag or commit; without one, HEAD.")
+    ] = None,
+) -> None:
+    """Make a model the champion, by a git tag; nothing runs again."""
+    from flows.promotion import promote
+
+    with _told():
+        console.print(Text(promote(revision)))
+
+
+@app.command(rich_help_panel=CHAMPION)
+def rollback() -> None:
+    """Make the champion before this one champion again, by a new git tag."""
+    from flows.promotion import rollback
+
+    with _told():
+        console.print(Text(rollback()))
 
 
 @app.command(rich_help_panel=STAND)

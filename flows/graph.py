@@ -12,7 +12,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,26 +136,48 @@ def read_at(path: Path, revision: str) -> str:
     Raises
         UserError  for a revision that git does not know, and for a file that it does not have or DVC can't find.
     """
-    with _repo():  # that this is a project, and the imports' own faults
+    with _repo(), _found_in(path, revision):
         from dvc.api import read
-        from dvc.exceptions import DvcException, FileMissingError, PathMissingError
-        from dvc.scm import RevError
 
-        try:
-            text: str = read(path.as_posix(), rev=revision, encoding="utf-8")
-        except RevError as error:
-            raise UserError(
-                f"git knows no revision {revision!r}. `git log --oneline` and `git tag` list them."
-            ) from error
-        except (FileMissingError, PathMissingError) as error:
-            raise UserError(
-                f"{path} of {revision}: that revision has no such output, or it is neither in DVC's cache nor in a "
-                f"remote. Where another machine has it: `dvc push --run-cache` there, or "
-                f"`git checkout {revision}` and run."
-            ) from error
-        except DvcException as error:
-            raise UserError(f"{path} of {revision}: {_explained(error)}") from error
+        text: str = read(path.as_posix(), rev=revision, encoding="utf-8")
     return text
+
+
+def fetch_at(paths: Sequence[Path], revision: str, folder: Path) -> None:
+    """Copy files and folders that DVC tracks, as they were in a revision, to the same places below `folder`; from the
+    cache or else DVC's remote.
+
+    Raises
+        UserError  as `read_at` does.
+    """
+    with _repo():
+        from dvc.api import DVCFileSystem
+
+        files = DVCFileSystem(rev=revision)
+        for path in paths:
+            with _found_in(path, revision):
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                files.get(path.as_posix(), str(folder / path), recursive=True)
+
+
+@contextmanager
+def _found_in(path: Path, revision: str) -> Iterator[None]:
+    """What DVC says of a file of a revision that it can't give, as UserErrors."""
+    from dvc.exceptions import DvcException, FileMissingError, PathMissingError
+    from dvc.scm import RevError
+
+    try:
+        yield
+    except RevError as error:
+        raise UserError(f"git knows no revision {revision!r}. `git log --oneline` and `git tag` list them.") from error
+    except (FileNotFoundError, FileMissingError, PathMissingError) as error:
+        raise UserError(
+            f"{path} of {revision}: that revision has no such output, or it is neither in DVC's cache nor in a "
+            f"remote. Where another machine has it: `dvc push --run-cache` there, or "
+            f"`git checkout {revision}` and run."
+        ) from error
+    except DvcException as error:
+        raise UserError(f"{path} of {revision}: {_explained(error)}") from error
 
 
 def _nodes(repo: Any) -> list[Node]:

@@ -4,7 +4,7 @@ base model are measured by the same code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +20,6 @@ from tunewright.statistics import Estimate, bootstrap
 from tunewright.task import Predicting, TaskType
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
 
     from tunewright.statistics import Statistic
@@ -85,12 +84,17 @@ def predict_all(
         if list(of_rows) != [row for row in ids if row in of_rows]:
             raise UserError(f"{tokens}: other rows of {split} than in the prepared data. Run `dvc repro`.")
         table = task.predict(model, tokenizer, found, encoded, how)
-        _check_finite(table, folder)
+        check_finite(table, folder)
         tables[split] = with_rows(table, found, split)
     return tables
 
 
-def _check_finite(table: pa.Table, folder: Path) -> None:
+def check_finite(table: pa.Table, folder: Path) -> None:
+    """Refuse predictions that hold an infinity or a NaN.   folder: of the model, for the message.
+
+    Raises
+        UserError  how many rows have one.
+    """
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -125,26 +129,39 @@ def measure(task: TaskType, predictions: Mapping[str, pa.Table], params: Any, se
 
 
 def margin(task: TaskType, ours: pa.Table, theirs: pa.Table | None, params: Any, seed: int) -> Estimate | None:
-    """How much better the first predictions of the same rows are than the second ones, by the deciding metric, paired
-    by row: positive is better, also where less of the metric is. None where there are no others to compare with.
+    """How much better the first predictions of the same rows are than the second ones, by the deciding metric; None
+    where there are no others to compare with. See `paired`."""
+    if theirs is None:
+        return None
+    decides = task.metric_names[0]
+    return paired(task, *both_scored(task, ours, theirs), [decides], params, seed).get(decides)
 
-    Only rows that both have a score of count: fewer may have been written than a split has.
-    """
+
+def both_scored(task: TaskType, ours: pa.Table, theirs: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Of two predictions of the same rows, the rows that both have a score of: fewer may have been written than a
+    split has."""
     import numpy as np
     import pyarrow as pa
 
-    if theirs is None:
-        return None
     scored = pa.array(np.isfinite(task.scores(ours)) & np.isfinite(task.scores(theirs)))
-    ours, theirs = ours.filter(scored), theirs.filter(scored)
-    decides = task.metric_names[0]
-    sign = -1 if decides in task.lower_is_better else 1
-    mine, other = (task.statistics(table, params.calibration_bins).get(decides) for table in (ours, theirs))
-    if mine is None or other is None or not ours.num_rows:
-        return None
+    return ours.filter(scored), theirs.filter(scored)
 
-    def difference(weights: np.ndarray) -> np.ndarray:
-        return sign * (mine(weights) - other(weights))
 
-    found: dict[str, Statistic] = {"margin": difference}
-    return bootstrap(found, ours.num_rows, params.bootstrap_samples, params.confidence_level, seed)["margin"]
+def paired(
+    task: TaskType, ours: pa.Table, theirs: pa.Table, metrics: Sequence[str], params: Any, seed: int
+) -> dict[str, Estimate]:
+    """How much better the first predictions of the same rows are than the second ones, by each of these metrics that
+    both give, paired by row: positive is better, also where less of the metric is. All over the same resamples.
+
+    params: the section `evaluate`.
+    """
+    if not ours.num_rows:
+        return {}
+    mine, other = (task.statistics(table, params.calibration_bins) for table in (ours, theirs))
+
+    def difference(name: str) -> Statistic:
+        sign = -1 if name in task.lower_is_better else 1
+        return lambda weights: sign * (mine[name](weights) - other[name](weights))
+
+    found = {name: difference(name) for name in metrics if name in mine and name in other}
+    return bootstrap(found, ours.num_rows, params.bootstrap_samples, params.confidence_level, seed)

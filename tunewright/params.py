@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 PARAMS_FILE = Path("params.yaml")
 
+FLOW_SECTIONS = ("champion",)
+"""Sections that no stage reads: steps of the flow act on them. Each class stands in `tunewright/NAME.py`; a file
+without such a section has its defaults."""
+
 # What peers call a key of ours (LLaMA-Factory, Axolotl, torchtune, LitGPT, older Transformers).
 PEER_NAMES = {
     "activation_checkpointing": "gradient_checkpointing",
@@ -172,6 +176,9 @@ class _UnknownTask(TaskParams):
 def params_model(task_type: str | None) -> type[Params]:
     """The model of the whole file for one task type: one field a section, each of its stage's own class."""
     fields: dict[str, Any] = {"task": (_UnknownTask, ...)}
+    for name in FLOW_SECTIONS:
+        section = getattr(importlib.import_module(f"tunewright.{name}"), f"{name.capitalize()}Params")
+        fields[name] = (section, section())
     if task_type in task_types():
         fields["task"] = (importlib.import_module(f"tunewright.task_types.{task_type}").TaskParams, ...)
     for stage in stage_names():
@@ -211,18 +218,19 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
 
 
 def _metric_faults(raw: dict[str, Any]) -> Iterator[tuple[tuple[str, str, str], str]]:
-    """Limits of `verdict` on what is no metric of the task, or on the wrong side of one."""
-    task, verdict = raw.get("task"), raw.get("verdict")
+    """Limits of `verdict` and `champion` on what is no metric of the task, or on the wrong side of one."""
+    task = raw.get("task")
     name = task.get("type") if isinstance(task, dict) else None
-    if name not in task_types() or not isinstance(verdict, dict):
+    if name not in task_types():
         return
     found = importlib.import_module(f"tunewright.task_types.{name}").Task
-    for key in ("min_metrics", "max_metrics"):
-        limits = verdict.get(key)
+    for section, key in (("verdict", "min_metrics"), ("verdict", "max_metrics"), ("champion", "tolerances")):
+        above = raw.get(section)
+        limits = above.get(key) if isinstance(above, dict) else None
         for metric in limits if isinstance(limits, dict) else ():
             if metric not in found.metric_names:
                 near = _nearest(str(metric), found.metric_names) or f" It has {', '.join(found.metric_names)}."
-                yield ("verdict", key, metric), f"no metric of {name}.{near}"
+                yield (section, key, metric), f"no metric of {name}.{near}"
             elif key == "min_metrics" and metric in found.lower_is_better:
                 yield ("verdict", key, metric), "less of it is better. Put it under verdict.max_metrics."
 

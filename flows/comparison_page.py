@@ -1,0 +1,80 @@
+"""A comparison of two models as a table and a few lines: on the console and, by the same rows, in Prefect's page."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tunewright.comparison import Comparison, MetricComparison
+
+CONCLUSIONS = {
+    "blessed": "no worse than tolerated",
+    "same_model": "the same model",
+    "worse": "worse than tolerated",
+    "undecided": "could be worse than tolerated",
+    "too_few_rows": "too few rows to say",
+    "not_comparable": "not comparable",
+}
+WORDS = {"not_judged": "", "not_measured": "not measured"}
+
+
+def show(console: Console, found: Comparison) -> None:
+    """Print it."""
+    if found.metrics:
+        columns = records(found)
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for name in columns[0]:
+            table.add_column(name, justify="left" if name in ("metric", "verdict") else "right")
+        for record in columns:
+            table.add_row(*record.values())
+        console.print(table)
+    for line in lines(found):
+        console.print(Text(line))
+
+
+def records(found: Comparison) -> list[dict[str, str]]:
+    """A row for each metric."""
+    level = f"{100 * found.confidence_level:g}% interval"
+    return [
+        {
+            "metric": metric.metric,
+            found.first.name: _number(metric.first),
+            found.second.name: _number(metric.second),
+            "difference": f"{metric.difference.value:+.4f}" if metric.difference else "–",
+            level: _interval(metric),
+            "tolerance": "" if metric.tolerance is None else f"{metric.tolerance:g}",
+            "verdict": WORDS.get(metric.verdict, metric.verdict),
+        }
+        for metric in found.metrics
+    ]
+
+
+def lines(found: Comparison) -> list[str]:
+    """What was compared, the conclusion, and each reason of it."""
+    told = []
+    if found.metrics:
+        rows = found.rows
+        told.append(
+            f"{rows.compared} of {rows.test} rows of test ({rows.learned} that {found.first.name} has learned from, "
+            f"{rows.not_scored} without a score). A positive difference is better."
+        )
+    told.append(f"{found.second.name} against {found.first.name}: {CONCLUSIONS[found.verdict]}")
+    return [*told, *(f"  {reason}" for reason in found.reasons)]
+
+
+def in_short(found: Comparison) -> str:
+    """The conclusion and the deciding metric in one line."""
+    decides = found.metrics[0] if found.metrics else None
+    shown = ""
+    if decides is not None and decides.difference is not None:
+        shown = f": {decides.metric} {decides.difference.value:+.4f} {_interval(decides)}"
+    return f"{CONCLUSIONS[found.verdict]}, against {found.first.name}{shown}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _interval(metric: MetricComparison) -> str:
+    return f"[{metric.difference.low:+.4f}, {metric.difference.high:+.4f}]" if metric.difference else "–"
