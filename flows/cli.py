@@ -168,6 +168,15 @@ def _run(jobs: int, stage_timeout: float | None) -> None:
 
 
 @app.command(rich_help_panel=RUN)
+def join() -> None:
+    """Take part in the training of another machine: finetune.num_machines and docs/machines.md."""
+    from flows.join import join
+
+    with _ending(), _told():
+        join()
+
+
+@app.command(rich_help_panel=RUN)
 def sweep(
     settings: Annotated[
         list[str],
