@@ -33,6 +33,7 @@ CHEAP = [
 IMPORTS = "tests/integration/test_imports.py"
 OWN_REPOSITORY = "tests/integration/test_own_repository.py"
 SWEEPS = "tests/integration/test_sweep.py"
+CLUSTER = "tests/integration/test_cluster.py"
 FROM_SCRATCH = "tests/integration/test_from_scratch.py"
 # What is long, or what would run this very suite, is run by another test or is how the tests are run.
 ELSEWHERE = {
@@ -81,6 +82,9 @@ ELSEWHERE = {
     "tunewright sweep --set finetune.learning_rate=5e-5,1e-4,2e-4 --set finetune.weight_decay=0.0,0.01": SWEEPS,
     'tunewright sweep --trials 20 --set "finetune.learning_rate=loguniform(1e-5,1e-3)"': SWEEPS,
     "dvc exp show": SWEEPS,
+    "pip install --constraint requirements/constraints.txt --requirement requirements/cluster.txt": CLUSTER,
+    "tunewright sweep --set finetune.learning_rate=5e-5,1e-4 --jobs 2 --runner dask --address tcp://10.0.0.5:8786": CLUSTER,
+    "tunewright sweep --set finetune.learning_rate=5e-5,1e-4 --jobs 2 --runner ray --address 10.0.0.5:6379": CLUSTER,
     "tunewright run --jobs 1": "tests/integration/test_flow.py",
 }
 
