@@ -83,8 +83,8 @@ ELSEWHERE = {
     'tunewright sweep --trials 20 --set "finetune.learning_rate=loguniform(1e-5,1e-3)"': SWEEPS,
     "dvc exp show": SWEEPS,
     "pip install --constraint requirements/constraints.txt --requirement requirements/cluster.txt": CLUSTER,
-    "tunewright sweep --set finetune.learning_rate=5e-5,1e-4 --jobs 2 --runner dask --address tcp://10.0.0.5:8786": CLUSTER,
-    "tunewright sweep --set finetune.learning_rate=5e-5,1e-4 --jobs 2 --runner ray --address 10.0.0.5:6379": CLUSTER,
+    "tunewright sweep --set seed=1,2 --jobs 2 --runner dask --address tcp://10.0.0.5:8786": CLUSTER,
+    "tunewright sweep --set seed=1,2 --jobs 2 --runner ray --address 10.0.0.5:6379": CLUSTER,
     "tunewright run --jobs 1": "tests/integration/test_flow.py",
 }
 
