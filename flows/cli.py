@@ -170,6 +170,15 @@ def _run(jobs: int, stage_timeout: float | None) -> None:
 
 
 @app.command(rich_help_panel=RUN)
+def join() -> None:
+    """Take part in the training of another machine: finetune.num_machines and docs/machines.md."""
+    from flows.join import join
+
+    with _ending(), _told():
+        join()
+
+
+@app.command(rich_help_panel=RUN)
 def sweep(
     settings: Annotated[
         list[str],
@@ -189,6 +198,10 @@ def sweep(
     trial_timeout: Annotated[
         float | None, typer.Option("--trial-timeout", min=0.1, help="Seconds after which a trial is ended.")
     ] = None,
+    runner: Annotated[
+        Literal["threads", "dask", "ray"], typer.Option(help="dask, ray: trials on the machines of a cluster.")
+    ] = "threads",
+    address: Annotated[str | None, typer.Option(help="Of Dask's scheduler or Ray's head.")] = None,
     apply_best: Annotated[bool, typer.Option("--apply-best", help="Write the best values into params.yaml.")] = False,
 ) -> None:
     """Try values of any params, each in a DVC experiment of its own; what has been tried is not run again."""
@@ -202,7 +215,18 @@ def sweep(
 
             ready()
             state: Any = flow(
-                settings, name, trials, sampler, metric, direction, seed, jobs, trial_timeout, return_state=True
+                settings,
+                name,
+                trials,
+                sampler,
+                metric,
+                direction,
+                seed,
+                jobs,
+                trial_timeout,
+                runner,
+                address,
+                return_state=True,
             )
         if not state.is_completed():
             raise UserError(state.message or "the flow failed")

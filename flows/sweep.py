@@ -13,8 +13,6 @@ import base64
 import csv
 import hashlib
 import io
-import subprocess
-import time
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,55 +22,33 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
-from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import clones, console
-from flows.processes import Groups, Stopped
+from flows import away, clones, cluster, console
+from flows.away import Parcel, Told
+from flows.cluster import Runner
+from flows.members import ENDED, Ask, Trial, bring_to_end
+from flows.processes import Groups
 from flows.reproduce import FAILED_STATES, leave
-from flows.search import Direction, NoMetric, Sampler, Search, Values, params_with, prepare, shown, written
+from flows.search import Direction, Goal, Sampler, Search, Values, params_with, prepare, shown
 from flows.trials import Clone, look_at
 from tunewright import charts
 from tunewright.errors import UserError
 from tunewright.files import canonical_json, read_json, write_json, write_text
-from tunewright.privacy import mask
-from tunewright.stage import STATE, end_with_parent, sole
-
-ENDED = ("Finished", "GateClosed", "BadInput")
-"""States that another try would not change, as long as the trial's inputs are the same."""
-UNFINISHED = ("Stopped", "TimedOut")
-"""States whose clone stays, to be gone on with."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One set of values, and what it reached once it has ended."""
-
-    number: int
-    key: str
-    values: Values
-    experiment: str
-    state: str = "NotRun"
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    message: str = ""
-    ran: tuple[str, ...] = ()
-    """The stages that ran for it; all others were restored from DVC's cache."""
+from tunewright.stage import end_with_parent, sole
 
 
 class Sweep:
-    """What the trials of one call share."""
+    """What the trials of one call share, and what became of them."""
 
-    def __init__(self, search: Search, groups: Groups, trial_timeout_seconds: float | None) -> None:
+    def __init__(self, search: Search, trial_timeout_seconds: float | None, runner: Runner) -> None:
         self.search = search
-        self.groups = groups
-        self.trial_timeout_seconds = trial_timeout_seconds
         self.source = look_at(search.results.parent)
-        self.folder = STATE / "sweeps" / search.name
+        reports = search.params.paths.reports
+        through_remote = runner != "threads"
+        self.ask = Ask(search.name, search.text, search.goal, reports, trial_timeout_seconds, through_remote)
         self.ended: dict[int, Trial] = {}
-        self.fault: NoMetric | None = None
+        self.fault: str | None = None
 
     def trial(self, number: int, values: Values) -> Trial:
         """The trial of these values, its key a hash of all that shapes what it reaches."""
@@ -87,7 +63,7 @@ class Sweep:
 
     def ledger(self, trial: Trial) -> Path:
         """Where what a trial reached is kept for a later call."""
-        return self.folder / "trials" / f"{trial.key}.json"
+        return self.ask.folder / "trials" / f"{trial.key}.json"
 
     def known(self, trial: Trial) -> Trial | None:
         """The trial as an earlier call ended it, where another try would not change that."""
@@ -97,89 +73,57 @@ class Sweep:
         found = Trial(**{**told, "number": trial.number, "ran": tuple(told["ran"])})
         return found if found.state in ENDED else None
 
+    def settle(self, trial: Trial) -> None:
+        """Keep what became of a trial, and say it."""
+        self.ended[trial.number] = trial
+        if trial.state == "NoMetric":
+            self.fault = trial.message
+        write_json(self.ledger(trial), asdict(trial))
+        console.ended(
+            trial.experiment, "Ran" if trial.state == "Finished" else trial.state, trial.told(self.search.goal)
+        )
+
+
+class Here:
+    """Trials in this process's own threads, over the project's own cache."""
+
+    def __init__(self, sweep: Sweep, groups: Groups) -> None:
+        self.sweep = sweep
+        self.groups = groups
+
+    def run(self, trial: Trial) -> Told:
+        """Bring a trial to its end."""
+        ask = self.sweep.ask
+        ended = bring_to_end(trial, ask, Clone(self.sweep.source, ask.clone(trial)), self.groups)
+        self.sweep.settle(ended)  # at once: a sweep that is killed beside another trial does not run it again
+        return Told(ended)
+
+
+@dataclass(frozen=True)
+class Away:
+    """Trials on the machines of a cluster, wherever a worker takes this up."""
+
+    ask: Ask
+    parcel: Parcel
+
+    def run(self, trial: Trial) -> Told:
+        """Bring a trial to its end."""
+        return away.run(trial, self.ask, self.parcel)
+
 
 @task(task_run_name="{trial.experiment}", cache_policy=NO_CACHE, persist_result=False)
-def run_trial(trial: Trial, sweep: Sweep) -> State[None]:
-    """Bring one trial to its end."""
-    if (known := sweep.known(trial)) is not None:
-        sweep.ended[trial.number] = known
-        console.ended(trial.experiment, "Unchanged", f"{_told(sweep, known)}, as before")
-        name = "Kept" if known.state == "Finished" else known.state
-        return Completed(name="Kept") if known.state == "Finished" else Failed(name=name, message=known.message)
-    console.starts(trial.experiment, [", ".join(f"{key} {shown(value)}" for key, value in trial.values.items())])
-    started = time.perf_counter()
-    try:
-        ended = _run(trial, sweep)
-    except Stopped:
-        ended = replace(trial, state="Stopped", message="ended with the sweep")
-    except NoMetric as error:
-        sweep.fault = error
-        ended = replace(trial, state="NoMetric", message=str(error))
-    except UserError as error:
-        ended = replace(trial, state=FAILED_STATES[error.outcome], message=str(error))
-    except Exception as error:  # a defect of the flow itself: told as a stage's is
-        get_run_logger().exception("%s: the flow failed", trial.experiment)
-        ended = replace(trial, state="Failed", message=f"the flow failed: {type(error).__name__}: {error}")
-    sweep.ended[trial.number] = ended
-    write_json(sweep.ledger(trial), asdict(ended))
-    if ended.state not in UNFINISHED:
-        _clone(trial, sweep).remove()
-    told = f"{_told(sweep, ended)} in {time.perf_counter() - started:.1f} s"
-    console.ended(trial.experiment, "Ran" if ended.state == "Finished" else ended.state, told)
-    if ended.state == "Finished":
-        return Completed(message=told)
-    return Failed(name=ended.state, message=ended.message)
-
-
-def _clone(trial: Trial, sweep: Sweep) -> Clone:
-    return Clone(sweep.source, (sweep.folder / "clones" / trial.key).resolve())
-
-
-def _told(sweep: Sweep, trial: Trial) -> str:
-    if trial.value is None:
-        return f"{trial.state}: {trial.message}"
-    return f"{'.'.join((sweep.search.goal.stage, *sweep.search.goal.path))} {trial.value:.6g}"
-
-
-def _run(trial: Trial, sweep: Sweep) -> Trial:
-    """Run the trial in its clone, and tell how it ended, by what the stages themselves have left."""
-    search, clone = sweep.search, _clone(trial, sweep)
-    params_with(search.text, trial.values)
-    clone.make(trial.key, written(search.text, trial.values))
-    log_file = sweep.folder / "logs" / f"{trial.key}.log"
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    with log_file.open("w", encoding="utf-8") as log:
-
-        def on_line(line: str) -> None:
-            line = mask(line)  # a library's own warning can quote a row
-            log.write(f"{line}\n")
-            log.flush()
-            console.output(trial.experiment, line)
-
-        clone.checkout(search.goal.stage, sweep.groups, on_line)
-        command = ["--wait-for-lock", "repro", "--quiet", search.goal.stage]
-        limit = sweep.trial_timeout_seconds
-        try:
-            status = sweep.groups.dvc(*command, on_line=on_line, timeout_seconds=limit, folder=clone.folder)
-        except subprocess.TimeoutExpired:
-            return replace(trial, state="TimedOut", message=f"ended after {limit:g} s, the limit (--trial-timeout)")
-    stories = {file.stem: read_json(file) for file in sorted((clone.folder / STATE / "runs").glob("*.json"))}
-    ran = tuple(stage for stage, story in stories.items() if story["outcome"] == "ran")
-    if status:
-        failed = next(((stage, story) for stage, story in stories.items() if story["outcome"] != "ran"), None)
-        if failed is None:  # DVC itself, or a stage that was killed before it could tell
-            last = [line for line in log_file.read_text(encoding="utf-8").splitlines() if line.strip()][-3:]
-            return replace(trial, state="Failed", ran=ran, message=f"exit status {status}: " + " / ".join(last))
-        stage, story = failed
-        state = FAILED_STATES.get(story["outcome"], "Failed")
-        return replace(trial, state=state, ran=ran, message=f"{stage}: {story['message']}")
-    value, low, high = search.goal.read(clone.folder / search.params.paths.reports)
-    clone.save_experiment(trial.experiment, search.goal.stage, sweep.groups)
-    return replace(trial, state="Finished", value=value, low=low, high=high, ran=ran)
+def run_trial(trial: Trial, place: Here | Away, goal: Goal) -> State[Told]:
+    """Bring one trial to its end, where it has not been before."""
+    kept = trial.state in ENDED
+    told = Told(trial) if kept else place.run(trial)
+    ended = told.trial
+    if ended.state != "Finished":
+        return Failed(name=ended.state, message=ended.message, data=told)
+    return Completed(name="Kept" if kept else "Completed", message=ended.told(goal), data=told)
 
 
 # A batch of trials is submitted at once, so as many run at once as a batch has.
-@flow(name="sweep", task_runner=ThreadPoolTaskRunner(), persist_result=False, on_completion=[leave])  # type: ignore[arg-type,list-item]
+@flow(name="sweep", persist_result=False, on_completion=[leave])  # type: ignore[list-item]
 def sweep(
     settings: list[str],
     name: str | None = None,
@@ -190,28 +134,37 @@ def sweep(
     seed: int | None = None,
     jobs: int = 1,
     trial_timeout_seconds: float | None = None,
+    task_runner: Runner = "threads",
+    address: str | None = None,
 ) -> State[None]:
     """Try values of some params, each set of them in an experiment of its own.
 
     The first trial runs alone, so that what all of them need is computed once; then `jobs` at a time. What a sampler
     proposes hangs on the trials before: another `jobs` gives other proposals, the same one the same.
+
+    task_runner, address: dask or ray, and where its cluster is reached; each trial then runs on a machine of it, in a
+    clone there, and data goes through DVC's remote.
     """
     end_with_parent()
     with sole("sweep"):
         try:
             search = prepare(settings, name, trials, sampler, metric, direction, seed)
-            with Groups() as groups:
-                running = Sweep(search, groups, trial_timeout_seconds)
-                _all_trials(running, jobs)
+            running = Sweep(search, trial_timeout_seconds, task_runner)
+            with cluster.runner(task_runner, address) as runner, Groups() as groups:
+                place: Here | Away = Here(running, groups)
+                if running.ask.through_remote:
+                    cluster.push_data(groups)
+                    place = Away(running.ask, away.pack(running.source))
+                _all_trials(running, runner, place, jobs)
         except UserError as error:
             return Failed(name=FAILED_STATES[error.outcome], message=str(error))
         clones.hand_over("refs/exps/*")
         if running.fault is not None:
-            return Failed(name="BadInput", message=str(running.fault))
+            return Failed(name="BadInput", message=running.fault)
         return _conclusion(search, [running.ended[number] for number in sorted(running.ended)])
 
 
-def _all_trials(running: Sweep, jobs: int) -> None:
+def _all_trials(running: Sweep, runner: Any, place: Here | Away, jobs: int) -> None:
     """Ask, run, tell, until nothing more is proposed; after each batch the results are written."""
     number, search = 0, running.search
     while running.fault is None:
@@ -221,12 +174,34 @@ def _all_trials(running: Sweep, jobs: int) -> None:
         if not batch:
             return
         number += len(batch)
-        futures = [run_trial.submit(trial, running, return_state=False) for trial in batch]
-        for future in futures:
+        futures = []
+        for trial in batch:
+            known = running.known(trial)
+            if known is None:
+                values = ", ".join(f"{key} {shown(value)}" for key, value in trial.values.items())
+                console.starts(trial.experiment, [values])
+            else:
+                running.ended[trial.number] = known
+                console.ended(known.experiment, "Unchanged", f"{known.told(search.goal)}, as before")
+            futures.append(runner.submit(run_trial, {"trial": known or trial, "place": place, "goal": search.goal}))
+        for trial, future in zip(batch, futures, strict=True):
             future.wait()
+            if trial.number not in running.ended:
+                running.settle(_home(running, trial, future.state))
         ended = [running.ended[trial.number] for trial in batch]
         search.proposer.tell([trial.value for trial in ended])
         write_results(search, [running.ended[at] for at in range(number)])
+
+
+def _home(running: Sweep, trial: Trial, state: State[Any]) -> Trial:
+    """A trial that ran elsewhere, with its log and its experiment brought into this project."""
+    told = getattr(state.data, "result", state.data)
+    if not isinstance(told, Told):
+        return replace(trial, state="Failed", message=f"its worker ended: {state.message or state.name}")
+    write_text(running.ask.log(trial), told.log)
+    if told.experiment:
+        away.unbundle(told.experiment, "refs/exps/*")
+    return told.trial
 
 
 def best_of(search: Search, trials: list[Trial]) -> Trial | None:

@@ -12,7 +12,8 @@ Report  paths.reports/finetune.json: the history of losses, the best step, the g
 
 Killed at any moment and started again, it ends with the same bytes: see tunewright/training.py. Checkpoints lie
 under .tunewright/checkpoints, in a folder named by a hash of all that shapes the weights, until it has succeeded.
-With num_processes this process starts as many others, which train; only the first of them writes.
+With num_processes this process starts as many others, which train; only the first of them writes. With num_machines
+it starts this machine's part of them and waits for the other machines, on each of which `tunewright join` calls `join`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, Field
 
-from tunewright import fitting, processes, tuning
+from tunewright import fitting, machines, processes, tuning
 from tunewright.checkpoints import training_key
 from tunewright.errors import UserError
 from tunewright.files import atomic_folder, read_json, require_space, sha256_file, sha256_tree
@@ -55,6 +56,7 @@ SHAPING_CODE = (
     "tunewright/features.py",
     "tunewright/fitting.py",
     "tunewright/losses.py",
+    "tunewright/machines.py",
     "tunewright/optimizers.py",
     "tunewright/packing.py",
     "tunewright/processes.py",
@@ -133,14 +135,36 @@ def run(
                    format that the hardware lacks.
         DiskFull   before anything is trained, where the checkpoints and the tuned model have no room.
     """
-    if params.num_processes > 1:
-        work = partial(_train, paths, params, task, seed, num_threads)
-        report: FinetuneReport = processes.launch(work, params.num_processes)
-    else:
-        report = cast("FinetuneReport", _train(paths, params, task, seed, num_threads))
+    if params.num_machines > 1:
+        machines.check_leads(params.num_machines)
+    report = cast("FinetuneReport", _launch(paths, params, task, seed, num_threads))
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return report
+
+
+def join(
+    paths: FinetunePaths,
+    params: FinetuneParams,
+    task: TaskType,
+    seed: Annotated[int, Key("seed")],
+    num_threads: Annotated[int, Key("num_threads")],
+) -> None:
+    """What another machine does: its processes' part of the training. The outputs are the first machine's.
+
+    Raises
+        UserError    where this machine has other inputs than the first, and whatever `run` raises.
+        Unreachable  when the others do not come in time, or one of them goes.
+    """
+    machines.check_joins(params.num_machines)
+    _launch(paths, params, task, seed, num_threads)
+
+
+def _launch(paths: FinetunePaths, params: FinetuneParams, task: TaskType, seed: int, num_threads: int) -> Any:
+    work = partial(_train, paths, params, task, seed, num_threads)
+    if params.num_machines > 1:
+        return machines.launch(work, params.num_processes, params.num_machines)
+    return processes.launch(work, params.num_processes) if params.num_processes > 1 else work()
 
 
 def _train(
@@ -157,11 +181,11 @@ def _train(
     if params.learning_rate == "auto":
         params = params.model_copy(update={"learning_rate": _found_rate(paths.find_lr_report)})
     compute.check_precision(params.bf16, params.fp16)
-    compute.check_processes(params.num_processes)
+    compute.check_processes(params.num_processes // params.num_machines)
     compute.set_up(num_threads, seed)
     train, validation = (fitting.read_split(paths.tokens, split) for split in ("train", "validation"))
     features = Features.of(paths.features)
-    folder = CHECKPOINTS / _key(paths, params, task, seed, num_threads)
+    folder = CHECKPOINTS / training_key(_same_everywhere(_inputs(paths, params, task, seed, num_threads)))
     callbacks: list[Any] = [EarlyStoppingCallback(params.early_stopping_patience, params.early_stopping_threshold)]
     if processes.is_first():
         callbacks += [Curves(paths.curves), Speed(sum(train["length"]))]
@@ -174,6 +198,10 @@ def _train(
     resume_or_start(trainer)
     processes.barrier()
     if not processes.is_first():
+        if processes.machines() > 1:
+            processes.barrier()  # until the outputs are there, the checkpoints may be needed
+            if processes.is_first_of_machine():
+                shutil.rmtree(folder, ignore_errors=True)
         return None
     trainer.restore_model()
     model = trainer.model
@@ -208,6 +236,8 @@ def _train(
         history=logged,
         weights_sha256=sha256_file(weights_file),
     )
+    if processes.machines() > 1:
+        processes.barrier()
     shutil.rmtree(folder)
     return report
 
@@ -263,25 +293,42 @@ def _warnings(at_best: Gap | None, at_end: Gap | None, limit: float) -> list[str
     return found
 
 
-def _key(paths: FinetunePaths, params: FinetuneParams, task: TaskType, seed: int, num_threads: int) -> str:
+def _same_everywhere(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs, which must be those of every machine.
+
+    Raises
+        UserError  in every process, that names what differs.
+    """
+    first, *others = processes.of_all(inputs)
+    differing = sorted({name for other in others for name in first if other[name] != first[name]})
+    if differing:
+        raise UserError(
+            f"the machines do not train the same: {', '.join(differing)} differ. All need the same commit, the same "
+            "packages and the outputs of the same stages: `dvc push --run-cache` on the one, then join again."
+        )
+    return inputs
+
+
+def _inputs(
+    paths: FinetunePaths, params: FinetuneParams, task: TaskType, seed: int, num_threads: int
+) -> dict[str, Any]:
+    """All that shapes the weights."""
     import importlib.metadata
     import inspect
 
     root = Path(__file__).parent.parent
-    return training_key(
-        {
-            "params": params.model_dump(mode="json"),
-            "task": task.params.model_dump(mode="json"),
-            "seed": seed,
-            "num_threads": num_threads,
-            "tokens": sha256_tree(paths.tokens),
-            "base_model": sha256_tree(paths.base_model),
-            "features": sha256_tree(paths.features),
-            "code": {name: sha256_file(root / name) for name in SHAPING_CODE},
-            "task_code": [sha256_file(Path(inspect.getfile(kind))) for kind in type(task).__mro__[:-1]],
-            "packages": {name: importlib.metadata.version(name) for name in SHAPING_PACKAGES},
-        }
-    )
+    return {
+        "params": params.model_dump(mode="json"),
+        "task": task.params.model_dump(mode="json"),
+        "seed": seed,
+        "num_threads": num_threads,
+        "tokens": sha256_tree(paths.tokens),
+        "base_model": sha256_tree(paths.base_model),
+        "features": sha256_tree(paths.features),
+        "code": {name: sha256_file(root / name) for name in SHAPING_CODE},
+        "task_code": [sha256_file(Path(inspect.getfile(kind))) for kind in type(task).__mro__[:-1]],
+        "packages": {name: importlib.metadata.version(name) for name in SHAPING_PACKAGES},
+    }
 
 
 def _save(model: Any, task: TaskType, paths: FinetunePaths, params: FinetuneParams) -> Path:

@@ -4,7 +4,8 @@ Each is the real `run` of finetune in a process of its own, and the kill a real 
 of PyTorch and Transformers, which takes longer than the training of a tiny model. The warm process computes nothing
 itself, so a fork of it is as good as a fresh process.
 
-    python -m tests.killing     requests on stdin and answers on stdout, one JSON a line
+    python -m tests.killing             requests on stdin and answers on stdout, one JSON a line
+    python -m tests.killing REQUEST     one training in this very process: a machine of several
 """
 
 from __future__ import annotations
@@ -153,10 +154,11 @@ def _serve() -> None:
 
 
 def _train(folder: str, threads: int, kill: list[Any] | None, params: dict[str, Any]) -> NoReturn:
-    from stages.finetune import FinetuneParams, FinetunePaths, run
+    from stages.finetune import FinetuneParams, FinetunePaths, join, run
     from tunewright.errors import UserError
     from tunewright.task_types.text_classification import Task, TaskParams
 
+    work = run if os.environ.get("NODE_RANK", "0") == "0" else join
     status = 1
     try:
         os.chdir(folder)
@@ -170,12 +172,12 @@ def _train(folder: str, threads: int, kill: list[Any] | None, params: dict[str, 
         paths = FinetunePaths(base_model=Path("base"), tuned_model=Path("tuned"), **places)
         task = Task(TaskParams(type="text_classification", labels=["negative", "positive"]))
         try:
-            report = run(paths, FinetuneParams(**params), task, seed=1, num_threads=threads)
-            write_json(Path("outcome.json"), {"report": report.model_dump(mode="json")})
+            report = work(paths, FinetuneParams(**params), task, seed=1, num_threads=threads)
+            write_json(Path("outcome.json"), {"report": report.model_dump(mode="json") if report else {}})
             status = 0
         except UserError as error:
             write_json(Path("outcome.json"), {"error": str(error)})
-            status = 2
+            status = error.exit_status
     except BaseException:
         import traceback
 
@@ -231,4 +233,6 @@ def _arrange(when: str, step: int) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        _train(**json.loads(sys.argv[1]))
     _serve()

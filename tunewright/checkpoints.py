@@ -61,14 +61,16 @@ def best_of(checkpoint: Path) -> str | None:
     return None if best is None else Path(best).name
 
 
-def to_resume(folder: Path) -> tuple[Path | None, list[Path]]:
-    """The latest checkpoint that verifies, and the later ones that do not.
+def to_resume(folder: Path, at_most: int | None = None) -> tuple[Path | None, list[Path]]:
+    """The latest checkpoint that verifies, of a step of at most so many, and the later ones that do not.
 
     A checkpoint whose best one is gone or torn does not verify either: the run could not end with the weights
     that it would have had.
     """
     skipped: list[Path] = []
     for checkpoint in newest_first(folder):
+        if at_most is not None and step_of(checkpoint) > at_most:
+            continue
         if verifies(checkpoint):
             best = best_of(checkpoint)
             if best is None or verifies(folder / best):

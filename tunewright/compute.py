@@ -116,7 +116,7 @@ def check_precision(bf16: bool, fp16: bool) -> None:
 
 
 def check_processes(processes: int) -> None:
-    """Refuse more processes than there are GPUs, where there are any.
+    """Refuse more processes on this machine than it has GPUs, where it has any.
 
     Raises
         UserError  naming both numbers.
@@ -125,8 +125,8 @@ def check_processes(processes: int) -> None:
 
     if torch.cuda.is_available() and processes > torch.cuda.device_count():
         raise UserError(
-            f"finetune.num_processes: found {processes}; there are {torch.cuda.device_count()} GPUs, and each process "
-            "needs its own."
+            f"finetune.num_processes: {processes} on this machine, which has {torch.cuda.device_count()} GPUs, and "
+            "each process needs its own."
         )
 
 

@@ -37,6 +37,7 @@ class TrainingParams(tuning.TuningParams, OptimizerParams, LossParams):
     packing: bool = Field(default=False, description="several rows in one sequence; causal language models only")
     gradient_accumulation_steps: int = Field(ge=1, le=65536)
     num_processes: int = Field(default=1, ge=1, le=1024, description="each with its own part of every batch")
+    num_machines: int = Field(default=1, ge=1, le=1024, description="that share the processes evenly")
     fsdp: bool = Field(default=False, description="shard weights, gradients and optimizer over the processes")
     gradient_checkpointing: bool = False
     bf16: bool = False
@@ -71,6 +72,10 @@ class TrainingParams(tuning.TuningParams, OptimizerParams, LossParams):
             raise ValueError(f"packing false with finetuning_type {way}: only a pack's first row would have its {way}")
         if self.fsdp and self.num_processes == 1:
             raise ValueError("num_processes of 2 or more with fsdp, which shards over processes")
+        if self.num_processes % self.num_machines:
+            raise ValueError("num_processes, of all machines together, to be a multiple of num_machines")
+        if self.fsdp and self.num_machines > 1:
+            raise ValueError("num_machines 1 with fsdp: weights are sharded over the processes of one machine only")
         if self.fsdp and way == "qlora":
             raise ValueError("fsdp false with finetuning_type qlora: weights of 4 bits are not sharded here")
         return self
@@ -91,6 +96,7 @@ class TrainingParams(tuning.TuningParams, OptimizerParams, LossParams):
             "packing",
             "gradient_checkpointing",
             "num_processes",
+            "num_machines",
             "fsdp",
             "bf16",
             "fp16",
@@ -244,6 +250,7 @@ def _processes(params: TrainingParams) -> dict[str, Any]:
     # Gradients are summed in buckets that stay as they are, so that a resumed run sums them in the same order.
     found: dict[str, Any] = {"use_cpu": not gpu, "ddp_backend": None if gpu else "gloo"}
     found["ddp_find_unused_parameters"] = True
+    found["save_on_each_node"] = processes.machines() > 1  # no disk is shared: each machine goes on from its own
     return {**found, "fsdp": True, "fsdp_config": {"version": 2}} if params.fsdp else found
 
 

@@ -62,6 +62,21 @@ def of_all(value: Any) -> list[Any]:
     return values
 
 
+def of_machine(value: Any) -> Any:
+    """The value that the first process of this machine gives, for all of that machine."""
+    return of_all(value)[int(os.environ.get("RANK", "0")) - int(os.environ.get("LOCAL_RANK", "0"))]
+
+
+def is_first_of_machine() -> bool:
+    """Whether this is the process that writes what each machine keeps for itself."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def machines() -> int:
+    """How many machines share the work, each with as many processes."""
+    return count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def launch(work: Callable[[], Any], processes: int) -> Any:
     """Run `work` in so many processes and return what rank 0 returns.
 
@@ -115,27 +130,15 @@ def _rank(
     work: Callable[[], Any], rank: int, processes: int, parent: int, rendezvous: Path, sender: Connection
 ) -> None:
     """What a fork does: join the process group, work, and tell what came of it."""
-    threading.Thread(target=_end_with, args=(parent,), daemon=True, name="end-with-parent").start()
-    if rank:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # rank 0 speaks for all
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
     os.environ.update({name: str(value) for name, value in ranks.items()})
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # or Accelerate takes all cores; set_up has the last word
     if "lo" in dict(socket.if_nameindex()).values():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # no other machine takes part
     try:
-        import torch
         import torch.distributed
 
-        gpu = torch.cuda.is_available()
-        if gpu:
-            torch.cuda.set_device(rank)
-        torch.distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if gpu else "gloo",
-            store=torch.distributed.FileStore(str(rendezvous), processes),
-            rank=rank,
-            world_size=processes,
-        )
+        store = torch.distributed.FileStore(str(rendezvous), processes)
+        join_group(parent, store=store, rank=rank, world_size=processes)
         outcome = work()
     except BaseException as error:
         error.add_note(f"in process {rank} of {processes}:\n{traceback.format_exc()}")
@@ -143,6 +146,24 @@ def _rank(
     sender.send(outcome)
     sys.stdout.flush()
     sys.stderr.flush()
+
+
+def join_group(parent: int, **how: Any) -> None:
+    """Make this fork, whose ranks stand in the environment, one of the process group.
+
+    parent: the process to end with.   how: the processes find each other; of torch's `init_process_group`.
+    """
+    import torch
+    import torch.distributed
+
+    threading.Thread(target=_end_with, args=(parent,), daemon=True, name="end-with-parent").start()
+    if not is_first():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # rank 0 speaks for all
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # or Accelerate takes all cores; set_up has the last word
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", **how)
 
 
 def _end_with(parent: int) -> None:

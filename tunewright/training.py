@@ -244,9 +244,9 @@ class ExactTrainer(Trainer):
         folder = Path(self.args.output_dir)
         final = folder / f"checkpoint-{self.state.global_step}"
         with ExitStack() as stack:
-            # All processes write into the folder that the first one has made.
+            # All processes of a machine write into the folder that its first one has made.
             own = stack.enter_context(checkpoints.whole(final)) if self.args.should_save else None
-            staging = processes.of_first(own)
+            staging = processes.of_machine(own)
             # Trainer writes `checkpoint-STEP` into its output_dir: give it one inside the staging folder.
             self.args.output_dir = str(staging)
             try:
@@ -266,7 +266,8 @@ class ExactTrainer(Trainer):
         processes.barrier()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if not self.is_fsdp_enabled and all(weights.requires_grad for weights in self.model.parameters()):
+        whole = all(weights.requires_grad for weights in self.model.parameters())
+        if whole and not self.is_fsdp_enabled and processes.machines() == 1:  # Transformers' writes on one machine only
             super()._save(output_dir, state_dict)
             return
         if not self.args.should_save:
@@ -530,6 +531,9 @@ def resume_or_start(trainer: ExactTrainer) -> None:
     """
     folder = Path(trainer.args.output_dir)
     checkpoint, skipped = checkpoints.to_resume(folder)
+    # Each machine has checkpoints of its own: the latest is meant that all of them have.
+    while len(steps := set(processes.of_all(checkpoints.step_of(checkpoint) if checkpoint else 0))) > 1:
+        checkpoint, _ = checkpoints.to_resume(folder, at_most=min(steps))
     for torn in skipped if processes.is_first() else ():
         print(f"skipping {torn.name}: it is not whole", file=sys.stderr)
     if checkpoint is None:

@@ -34,6 +34,7 @@ IMPORTS = "tests/integration/test_imports.py"
 OWN_REPOSITORY = "tests/integration/test_own_repository.py"
 SWEEPS = "tests/integration/test_sweep.py"
 CHAMPION = "tests/integration/test_champion.py"
+CLUSTER = "tests/integration/test_cluster.py"
 FROM_SCRATCH = "tests/integration/test_from_scratch.py"
 # What is long, or what would run this very suite, is run by another test or is how the tests are run.
 ELSEWHERE = {
@@ -87,6 +88,9 @@ ELSEWHERE = {
     "tunewright rollback": CHAMPION,
     "dvc artifacts get . model --stage champion --out served": CHAMPION,
     "tunewright notify slack-webhook/team": "tests/integration/test_watching.py",
+    "pip install --constraint requirements/constraints.txt --requirement requirements/cluster.txt": CLUSTER,
+    "tunewright sweep --set seed=1,2 --jobs 2 --runner dask --address tcp://10.0.0.5:8786": CLUSTER,
+    "tunewright sweep --set seed=1,2 --jobs 2 --runner ray --address 10.0.0.5:6379": CLUSTER,
     "tunewright run --jobs 1": "tests/integration/test_flow.py",
     "tunewright score new.csv --output scores/new.parquet": "tests/integration/test_score.py",
     "prefect deployment run score/score --param data=data/new.csv --param output=scores/new.parquet": (
