@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import signal
 import socket
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -184,13 +185,23 @@ def switch_off(production: Production, deployment: Any) -> None:
     """No run by the schedule from now on, and none at work."""
     for schedule in deployment["schedules"]:
         url = f"{production.api_url}/deployments/{deployment['id']}/schedules/{schedule['id']}"
-        with urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=60):  # noqa: S310
-            pass
+        production.wait_for(lambda url=url: deleted(url), LIMIT_SECONDS)
     of_it = {"id": {"any_": [deployment["id"]]}}
     at_work = {"state": {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING"]}}}
     production.wait_for(
         lambda: not production.ask("/flow_runs/filter", deployments=of_it, flow_runs=at_work, limit=1), LIMIT_SECONDS
     )
+
+
+def deleted(url: str) -> bool:
+    """Whether the server has deleted it; while its SQLite is busy it answers 503."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=60):  # noqa: S310
+            return True
+    except urllib.error.HTTPError as error:
+        if error.code != 503:
+            raise
+        return False
 
 
 def data_changed(production: Production) -> None:
