@@ -40,7 +40,7 @@ class Standing:
 
     def asleep(self) -> None:
         """Wait until the stage of a run sleeps."""
-        self.wait_for(lambda: list(self.toy.folder.glob(".tunewright/work/*/.tunewright/asleep")), 300)
+        self.wait_for(lambda: list((self.toy.folder / ".tunewright").rglob("asleep")), 300)
 
     def final(self, run: str) -> Any:
         """How a run ended, waited for."""
