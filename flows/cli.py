@@ -209,6 +209,28 @@ def sweep(
         console.print(Text(ranking.apply_best(results) if apply_best else ranking.advice(results)))
 
 
+@app.command(rich_help_panel=RUN)
+def score(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="New rows: a file or folder, without labels.")],
+    output: Annotated[Path, typer.Option("--output", help="The Parquet file to write.")],
+    model: Annotated[Path | None, typer.Option(help="An exported model's folder; else that of params.yaml.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="A branch, tag or commit whose exported model and params are taken.")
+    ] = None,
+    source: Annotated[str | None, typer.Option(help="Of ingest.sources: how DATA is read; else the first.")] = None,
+    format_: Annotated[str | None, typer.Option("--format", help="Of DATA; else by its suffix.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="The column of texts; else the source's.")] = None,
+    id_column: Annotated[str | None, typer.Option(help="The column of ids; else the source's, where it is.")] = None,
+) -> None:
+    """Score new rows with the exported model; what was scored before is not scored again."""
+    from flows.scoring import Wish, score_with, told
+
+    with _told():
+        wish = Wish(data, output, model, source, format_, text_column, id_column)
+        for line in told(score_with(wish, revision)):
+            console.print(Text(line))
+
+
 @contextmanager
 def _server() -> Iterator[Callable[[], None]]:
     """A Prefect server in the environment, while the block lasts: the one that it names, the standing one, or one of

@@ -30,7 +30,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
@@ -264,8 +264,10 @@ def run(paths: IngestPaths, params: IngestParams, task: TaskType) -> IngestRepor
     with _table(paths.quarantine, QUARANTINE) as quarantine:
         try:
             with _table(paths.ingested, columns, label) as table:
-                for position in range(len(params.sources)):
-                    reader = _Reader(paths, params, task, position, quarantine)
+                for position, source in enumerate(params.sources):
+                    path = locate(paths, source)
+                    key = f"ingest.sources[{position}]"
+                    reader = _Reader(path, source, params, task, key, quarantine, paths.quarantine)
                     for row in reader.rows():
                         table.append(row)
                     reports.append(reader.report())
@@ -320,6 +322,37 @@ def locate(paths: IngestPaths, source: SourceParams) -> Path:
     return found
 
 
+class Quarantine(Protocol):
+    """Takes the records that can't be used."""
+
+    def append(self, row: Mapping[str, Any], /) -> None:
+        """One of them: see QUARANTINE."""
+        ...
+
+
+class _TextsAlone(TaskType):
+    """A task's rows without what its model is to say of them."""
+
+    def __init__(self, task: TaskType) -> None:
+        super().__init__(None)
+        self.columns = tuple(name for name in task.columns if name not in ("label", "target"))  # type: ignore[misc]
+        self.label_kind = "sequence" if task.label_kind == "sequence" else "none"  # type: ignore[misc]
+
+
+def new_rows(
+    path: Path, source: SourceParams, params: IngestParams, task: TaskType, quarantine: Quarantine
+) -> Iterator[dict[str, Any]]:
+    """The rows of a file that has no labels, each as `run` makes it of a source's, for `tunewright score`.
+
+    source: how the file is read; its keys of labels and targets are not looked at.
+
+    Raises
+        UserError  for a file that can't be read, lacks a column or repeats an id.
+    """
+    every = params.model_copy(update={"max_rejected_fraction": 1.0})
+    return _Reader(path, source, every, _TextsAlone(task), "ingest.sources[]", quarantine, path).rows()
+
+
 class _TooManyRejected(Exception):
     """A source has more rejected records than params allow; the message says which."""
 
@@ -336,15 +369,22 @@ class _Reader:
     """One source: its records as rows of the table, and what became of each."""
 
     def __init__(
-        self, paths: IngestPaths, params: IngestParams, task: TaskType, position: int, quarantine: _Table
+        self,
+        path: Path,
+        source: SourceParams,
+        params: IngestParams,
+        task: TaskType,
+        key: str,
+        quarantine: Quarantine,
+        quarantine_path: Path,
     ) -> None:
         self._params = params
-        self._source = params.sources[position]
+        self._source = source
         self._task = task
-        self._key = f"ingest.sources[{position}]"
-        self._path = locate(paths, self._source)
+        self._key = key
+        self._path = path
         self._quarantine = quarantine
-        self._quarantine_path = paths.quarantine
+        self._quarantine_path = quarantine_path
         texts = len({*task.columns} - {"label"})
         self._limit = RECORD_BYTES + 16 * params.max_text_characters * texts  # JSON may take 12 bytes for a character
         self._ids = _Ids(self._source.name)
@@ -438,7 +478,7 @@ class _Reader:
                     value = self._cleaned(_text(found, column), column)
                     row[column] = value if column in self._task.columns else value or None
             if self._task.label_kind == "sequence":
-                _check_words(row["text"], row["label"])
+                _check_words(row["text"], row.get("label"))
         except _Fault as fault:
             text = json.dumps(record.values, ensure_ascii=False, default=str)
             reason, detail = fault.args

@@ -1,0 +1,284 @@
+"""Batch scoring: new rows in, Parquet out, with the exported model.
+
+    tunewright score new.csv --output scores.parquet
+
+Rows are read, cleaned, scored and written some thousands at a time. What made the file stands in its Parquet metadata:
+the SHA-256 of the input, of the model's manifest and of the settings, and the versions. Where a file made of the same
+stands already there is nothing to do; any other is replaced in one step, when the new one is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from flows.new_rows import NewRows, source_of
+from flows.scorer import Scorer
+from tunewright.errors import UserError
+from tunewright.files import canonical_json, parquet_writer, read_json, sha256_file, sha256_tree, write_text
+from tunewright.params import PARAMS_FILE, Params, load_params
+from tunewright.stage import QUIET, SPIN, sole
+from tunewright.task import TaskType, load_task
+
+MANIFEST = "MANIFEST.json"
+KEY = b"tunewright.score"
+ROWS_AT_ONCE = 2048
+CHARACTERS_AT_ONCE = 1 << 22
+REJECTED = ("file", "line", "reason", "detail", "record")
+PACKAGES = ("tunewright", "torch", "transformers", "tokenizers", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be scored, by what, and where to. None: as params say."""
+
+    data: Path
+    output: Path
+    model: Path | None = None
+    source: str | None = None
+    format: str | None = None
+    text_column: str | None = None
+    id_column: str | None = None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What came of it. `predicted`: rows by label, where each has one."""
+
+    output: Path
+    unchanged: bool
+    made_of: dict[str, Any]
+    rows: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    predicted: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def rejected_file(self) -> Path:
+        """Where the rejected rows stand, with their reasons."""
+        return beside(self.output)
+
+
+def beside(output: Path) -> Path:
+    """The file of rejected rows that belongs to an output."""
+    return output.with_name(f"{output.name.removesuffix('.parquet')}.rejected.parquet")
+
+
+def score(wish: Wish, params: Params) -> Scored:
+    """Score every row that can be scored.
+
+    Raises
+        UserError  for a model that is not whole or not of this task, for a file that can't be read, for one without a
+                   single row that can be scored, and for an output that something else has written.
+    """
+    for name, value in (QUIET | SPIN).items():
+        os.environ.setdefault(name, value)
+    task = load_task(params.task)
+    folder = wish.model or params.path("export")
+    source = source_of(wish.data, params, wish.source, wish.format, wish.text_column, wish.id_column)
+    if wish.output.suffix != ".parquet":
+        raise UserError(f"--output: found {wish.output.name}; expected a name that ends in .parquet.")
+    # Two calls for one output: the second waits, and finds it made.
+    with sole(f"score-{hashlib.sha256(str(wish.output.resolve()).encode()).hexdigest()[:16]}"):
+        made_of = _made_of(wish.data, folder, source, params)
+        standing = _standing(wish.output)
+        if standing == made_of and beside(wish.output).is_file():
+            return Scored(wish.output, True, made_of)
+        _check_model(folder, task, params)
+        return _write(wish, params, task, folder, source, made_of)
+
+
+def _made_of(data: Path, folder: Path, source: Any, params: Params) -> dict[str, Any]:
+    """All that the bytes of the output follow from."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        raise UserError(
+            f"{manifest}: not found. Expected an exported model: `tunewright run` makes one, `dvc pull {folder}` "
+            "brings one that another machine has made, and --model or --revision names another."
+        )
+    evaluate = params.value("evaluate")
+    settings = {
+        "task": params.task.model_dump(mode="json"),
+        "source": source.model_dump(mode="json", exclude={"path", "license"}),
+        "ingest": params.value("ingest").model_dump(mode="json", include={"control_characters", "max_text_characters"}),
+        "normalise": params.value("prepare.normalise"),
+        "privacy": params.value("prepare.privacy").model_dump(mode="json"),
+        "max_length": params.value("tokenize.max_length"),
+        "evaluate": evaluate.model_dump(
+            mode="json", include={"per_device_eval_batch_size", "max_tokens_per_batch", "generation"}
+        ),
+        "seed": params.seed,
+        "num_threads": params.num_threads,
+    }
+    return {
+        "input_sha256": sha256_tree(data),
+        "manifest_sha256": sha256_file(manifest),
+        "settings_sha256": hashlib.sha256(canonical_json(settings).encode()).hexdigest(),
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+
+
+def _standing(output: Path) -> dict[str, Any] | None:
+    """What the file that stands there was made of; None where there is none.
+
+    Raises
+        UserError  for a file that is none of ours.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not output.exists():
+        return None
+    try:
+        told = (pq.read_schema(output).metadata or {}).get(KEY)
+    except (OSError, pa.ArrowInvalid):
+        told = None
+    if told is None:
+        raise UserError(f"{output}: stands there, and `tunewright score` has not written it. Name another --output.")
+    found: dict[str, Any] = json.loads(told)
+    return found
+
+
+def _check_model(folder: Path, task: TaskType, params: Params) -> None:
+    """Hold the model's files against its manifest, and its labels and length against params.
+
+    Raises
+        UserError  naming the file or the key.
+    """
+    for name, file in read_json(folder / MANIFEST)["files"].items():
+        path = folder / name
+        if not path.is_file() or sha256_file(path) != file["sha256"]:
+            raise UserError(f"{path}: is missing or not as {MANIFEST} has it. Bring the model back: `dvc checkout`.")
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    labels = [config.get("id2label", {}).get(str(at)) for at in range(len(task.label_names))]
+    if config and task.label_names and labels != task.label_names:
+        raise UserError(
+            f"{folder}: the model's labels are {', '.join(map(str, config.get('id2label', {}).values()))}; task.labels "
+            f"are {', '.join(task.label_names)}. Take the params of the model's own revision: --revision."
+        )
+    longest = config.get("max_position_embeddings", config.get("n_positions"))
+    if longest is not None and params.value("tokenize.max_length") > longest:
+        raise UserError(
+            f"tokenize.max_length: found {params.value('tokenize.max_length')}; the model takes at most {longest}."
+        )
+
+
+class _Rejected:
+    """Rejected rows, written as they come."""
+
+    def __init__(self) -> None:
+        import pyarrow as pa
+
+        self.schema = pa.schema([(name, pa.int64() if name == "line" else pa.string()) for name in REJECTED])
+        self._rows: list[dict[str, Any]] = []
+        self.writer: Any = None
+
+    def append(self, row: dict[str, Any]) -> None:
+        self._rows.append({name: row[name] for name in REJECTED})
+        if len(self._rows) == ROWS_AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        import pyarrow as pa
+
+        if self._rows:
+            self.writer.write_table(pa.Table.from_pylist(self._rows, self.schema))
+            self._rows = []
+
+
+def _write(wish: Wish, params: Params, task: TaskType, folder: Path, source: Any, made_of: dict[str, Any]) -> Scored:
+    import pyarrow.compute as pc
+
+    rejected = _Rejected()
+    rows = NewRows(wish.data, source, params, task, rejected)
+    model: Scorer | None = None
+    writer, count, predicted = None, 0, Counter[str]()
+    with ExitStack() as stack:
+        # Left in the other order: the output, which says that all is done, becomes the last file.
+        outer = stack.enter_context(ExitStack())
+        rejected.writer = stack.enter_context(parquet_writer(beside(wish.output), rejected.schema))
+        for chunk in _chunks(rows):
+            model = model or Scorer(folder, task, params)
+            for table in model.score(chunk, rows):
+                if writer is None:
+                    schema = table.schema.with_metadata({KEY: canonical_json(made_of)})
+                    writer = outer.enter_context(parquet_writer(wish.output, schema))
+                writer.write_table(table.cast(writer.schema))
+                count += table.num_rows
+                if task.label_kind == "one":
+                    for found in pc.value_counts(table["predicted"]).to_pylist():
+                        predicted[found["values"]] += found["counts"]
+        rejected.flush()
+        if writer is None:
+            reasons = ", ".join(f"{reason} {number}" for reason, number in rows.rejected.most_common())
+            raise UserError(f"{wish.data}: none of its rows can be scored ({reasons}). Mend them, or name its columns.")
+    return Scored(wish.output, False, made_of, count, dict(rows.rejected), dict(predicted))
+
+
+def _chunks(rows: NewRows) -> Iterator[list[dict[str, Any]]]:
+    """Some thousands of rows, fewer where they are long."""
+    chunk: list[dict[str, Any]] = []
+    characters = 0
+    for row in rows:
+        chunk.append(row)
+        characters += len(row["text"])
+        if len(chunk) == ROWS_AT_ONCE or characters >= CHARACTERS_AT_ONCE:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+def score_with(wish: Wish, revision: str | None) -> Scored:
+    """Score by the params and the exported model of the working folder, or of a revision.
+
+    Where the working folder has no exported model, as a fresh clone has none, that of HEAD is taken.
+
+    Raises
+        UserError  see `score` and `fetched`.
+    """
+    if revision is None:
+        params = load_params()
+        if wish.model is not None or (params.path("export") / MANIFEST).is_file():
+            return score(wish, params)
+    elif wish.model is not None:
+        raise UserError("--model and --revision: found both; expected one of them.")
+    with tempfile.TemporaryDirectory() as scratch:
+        params, model = fetched(revision or "HEAD", Path(scratch))
+        return score(replace(wish, model=model), params)
+
+
+def told(scored: Scored) -> list[str]:
+    """What came of it, in lines, without a value of any row."""
+    if scored.unchanged:
+        return [f"Nothing to do: {scored.output} was made of the same rows, model and settings."]
+    lines = [f"{scored.rows:,} rows scored → {scored.output}"]
+    if scored.predicted:
+        shares = (f"{name} {count:,}" for name, count in sorted(scored.predicted.items(), key=lambda one: -one[1]))
+        lines.append(f"predicted: {', '.join(shares)}")
+    if scored.rejected:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(scored.rejected.items()))
+        lines.append(f"{sum(scored.rejected.values()):,} rows rejected ({reasons}) → {scored.rejected_file}")
+    return lines
+
+
+def fetched(revision: str, scratch: Path) -> tuple[Params, Path]:
+    """The params and the exported model of a revision, from DVC's cache or remote, put into a folder.
+
+    Raises
+        UserError  for a revision that git does not know, or whose export DVC can't find.
+    """
+    from flows import graph
+
+    write_text(scratch / "params.yaml", graph.read_at(PARAMS_FILE, revision))
+    params = load_params(scratch / "params.yaml")
+    graph.fetch_at(params.path("export"), revision, scratch / "model")
+    return params, scratch / "model"
