@@ -213,9 +213,11 @@ def sweep(
 def score(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="New rows: a file or folder, without labels.")],
     output: Annotated[Path, typer.Option("--output", help="The Parquet file to write.")],
-    model: Annotated[Path | None, typer.Option(help="An exported model's folder; else that of params.yaml.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="An exported model's folder; else the champion's, or paths.export.")
+    ] = None,
     revision: Annotated[
-        str | None, typer.Option(help="A branch, tag or commit whose exported model and params are taken.")
+        str | None, typer.Option(help="A branch, tag, commit or `champion`: its exported model and params.")
     ] = None,
     source: Annotated[str | None, typer.Option(help="Of ingest.sources: how DATA is read; else the first.")] = None,
     format_: Annotated[str | None, typer.Option("--format", help="Of DATA; else by its suffix.")] = None,
@@ -223,11 +225,12 @@ def score(
     id_column: Annotated[str | None, typer.Option(help="The column of ids; else the source's, where it is.")] = None,
 ) -> None:
     """Score new rows with the exported model; what was scored before is not scored again."""
-    from flows.scoring import Wish, score_with, told
+    from flows.scoring import Wish
+    from flows.which_model import score_with, told
 
     with _told():
         wish = Wish(data, output, model, source, format_, text_column, id_column)
-        for line in told(score_with(wish, revision)):
+        for line in told(*score_with(wish, revision)):
             console.print(Text(line))
 
 

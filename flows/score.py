@@ -17,7 +17,8 @@ from prefect.states import Completed, Failed
 
 from flows import clones
 from flows.reproduce import FAILED_STATES
-from flows.scoring import Scored, Wish, score_with, told
+from flows.scoring import Scored, Wish
+from flows.which_model import score_with, told
 from tunewright.errors import UserError
 from tunewright.stage import end_with_parent
 
@@ -36,27 +37,27 @@ def score(
     """Score the rows of a file into a Parquet file.
 
     data, output, model: paths; of a deployed run, beginning at the project's folder and not at the run's own clone.
-    revision: a branch, tag or commit whose exported model and params are taken. source: of ingest.sources, by which the
-    file is read.
+    revision: a branch, a tag, a commit or `champion`, whose exported model and params are taken.
+    source: of ingest.sources, by which the file is read.
     """
     end_with_parent()
     clone = clones.here()
     home = Path(clone.home) if clone else Path()
     wish = Wish(home / data, home / output, home / model if model else None, source, format, text_column, id_column)
     try:
-        scored = score_with(wish, revision)
+        scored, by = score_with(wish, revision)
     except UserError as error:
         return Failed(name=FAILED_STATES[error.outcome], message=str(error))
-    _show(replace(scored, output=Path(output)))
-    message = "; ".join(told(replace(scored, output=Path(output))))
+    scored = replace(scored, output=Path(output))
+    _show(scored, by)
     clones.remove_own()
-    return Completed(name="Unchanged" if scored.unchanged else "Completed", message=message)
+    return Completed(name="Unchanged" if scored.unchanged else "Completed", message="; ".join(told(scored, by)))
 
 
-def _show(scored: Scored) -> None:
+def _show(scored: Scored, by: str) -> None:
     """What Prefect's page shows: counts, reasons and hashes; no value of a row."""
     made_of = [f"- {name}: `{value}`" for name, value in scored.made_of.items() if name != "versions"]
-    lines = [f"- {line}" for line in told(scored)]
+    lines = [f"- {line}" for line in told(scored, by)]
     create_markdown_artifact("\n".join([*lines, *made_of]), key="score-summary", description="What was scored by what")
     if scored.rejected:
         rows = [{"reason": reason, "rows": count} for reason, count in sorted(scored.rejected.items())]

@@ -12,11 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,8 @@ from typing import Any
 from flows.new_rows import NewRows, source_of
 from flows.scorer import Scorer
 from tunewright.errors import UserError
-from tunewright.files import canonical_json, parquet_writer, read_json, sha256_file, sha256_tree, write_text
-from tunewright.params import PARAMS_FILE, Params, load_params
+from tunewright.files import canonical_json, parquet_writer, read_json, sha256_file, sha256_tree
+from tunewright.params import Params
 from tunewright.stage import QUIET, SPIN, sole
 from tunewright.task import TaskType, load_task
 
@@ -72,8 +71,10 @@ def beside(output: Path) -> Path:
     return output.with_name(f"{output.name.removesuffix('.parquet')}.rejected.parquet")
 
 
-def score(wish: Wish, params: Params) -> Scored:
+def score(wish: Wish, params: Params, bring: Callable[[], None] | None = None) -> Scored:
     """Score every row that can be scored.
+
+    bring: brings the model, of which so far only the manifest is there; called where there is something to do.
 
     Raises
         UserError  for a model that is not whole or not of this task, for a file that can't be read, for one without a
@@ -92,6 +93,8 @@ def score(wish: Wish, params: Params) -> Scored:
         standing = _standing(wish.output)
         if standing == made_of and beside(wish.output).is_file():
             return Scored(wish.output, True, made_of)
+        if bring is not None:
+            bring()
         _check_model(folder, task, params)
         return _write(wish, params, task, folder, source, made_of)
 
@@ -217,9 +220,11 @@ def _write(wish: Wish, params: Params, task: TaskType, folder: Path, source: Any
                     for found in pc.value_counts(table["predicted"]).to_pylist():
                         predicted[found["values"]] += found["counts"]
         rejected.flush()
-        if writer is None:
-            reasons = ", ".join(f"{reason} {number}" for reason, number in rows.rejected.most_common())
-            raise UserError(f"{wish.data}: none of its rows can be scored ({reasons}). Mend them, or name its columns.")
+    if writer is None:
+        reasons = ", ".join(f"{reason} {number}" for reason, number in rows.rejected.most_common())
+        raise UserError(
+            f"{wish.data}: none of its rows can be scored ({reasons}). {beside(wish.output)} holds all of them."
+        )
     return Scored(wish.output, False, made_of, count, dict(rows.rejected), dict(predicted))
 
 
@@ -235,50 +240,3 @@ def _chunks(rows: NewRows) -> Iterator[list[dict[str, Any]]]:
             chunk, characters = [], 0
     if chunk:
         yield chunk
-
-
-def score_with(wish: Wish, revision: str | None) -> Scored:
-    """Score by the params and the exported model of the working folder, or of a revision.
-
-    Where the working folder has no exported model, as a fresh clone has none, that of HEAD is taken.
-
-    Raises
-        UserError  see `score` and `fetched`.
-    """
-    if revision is None:
-        params = load_params()
-        if wish.model is not None or (params.path("export") / MANIFEST).is_file():
-            return score(wish, params)
-    elif wish.model is not None:
-        raise UserError("--model and --revision: found both; expected one of them.")
-    with tempfile.TemporaryDirectory() as scratch:
-        params, model = fetched(revision or "HEAD", Path(scratch))
-        return score(replace(wish, model=model), params)
-
-
-def told(scored: Scored) -> list[str]:
-    """What came of it, in lines, without a value of any row."""
-    if scored.unchanged:
-        return [f"Nothing to do: {scored.output} was made of the same rows, model and settings."]
-    lines = [f"{scored.rows:,} rows scored → {scored.output}"]
-    if scored.predicted:
-        shares = (f"{name} {count:,}" for name, count in sorted(scored.predicted.items(), key=lambda one: -one[1]))
-        lines.append(f"predicted: {', '.join(shares)}")
-    if scored.rejected:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(scored.rejected.items()))
-        lines.append(f"{sum(scored.rejected.values()):,} rows rejected ({reasons}) → {scored.rejected_file}")
-    return lines
-
-
-def fetched(revision: str, scratch: Path) -> tuple[Params, Path]:
-    """The params and the exported model of a revision, from DVC's cache or remote, put into a folder.
-
-    Raises
-        UserError  for a revision that git does not know, or whose export DVC can't find.
-    """
-    from flows import graph
-
-    write_text(scratch / "params.yaml", graph.read_at(PARAMS_FILE, revision))
-    params = load_params(scratch / "params.yaml")
-    graph.fetch_at(params.path("export"), revision, scratch / "model")
-    return params, scratch / "model"

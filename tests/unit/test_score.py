@@ -14,7 +14,8 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from flows.scoring import KEY, ROWS_AT_ONCE, Scored, Wish, score, told
+from flows.scoring import KEY, ROWS_AT_ONCE, Scored, Wish, score
+from flows.which_model import told
 from tests.conftest import REPOSITORY
 from tunewright.errors import UserError
 from tunewright.files import read_parquet, sha256_file, write_json
@@ -49,6 +50,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
         params["num_threads"] = torch.get_num_threads()
         params["task"] = task or params["task"]
         params["verdict"] = {}
+        params["champion"]["tolerances"] = {}
         source = params["ingest"]["sources"][0]
         for key in ("label_column", "label_bins"):
             if task and task["type"] != "text_classification":
@@ -104,7 +106,7 @@ def test_the_same_input_is_scored_once_and_any_other_anew(project: Any, tiny_mod
     before = first.output.read_bytes()
     stamp = first.output.stat().st_mtime_ns
     again = scored(params)
-    assert again.unchanged and "Nothing to do" in told(again)[0]
+    assert again.unchanged and "Nothing to do" in told(again, "models/export")[0]
     assert first.output.stat().st_mtime_ns == stamp
 
     first.output.unlink()
@@ -162,7 +164,7 @@ def test_bad_rows_are_put_aside_with_their_reasons_and_personal_data_is_not_told
         (8, "ragged_line"),
     ]
     assert {row["file"] for row in aside} == {"new.csv"}
-    shown = "\n".join(told(found)) + capsys.readouterr().out
+    shown = "\n".join(told(found, "models/export")) + capsys.readouterr().out
     assert "5 rows rejected" in shown
     for value in ("anna@", "otto@", "536-22"):
         assert value not in shown and not any(value in row["detail"] for row in aside)
@@ -195,9 +197,12 @@ def test_what_cannot_be_is_said_and_nothing_is_written(project: Any, tiny_model:
     Path("new.csv").write_text("id,text\na,\nb, \n")
     with pytest.raises(UserError, match=r"none of its rows can be scored \(empty_text 2\)"):
         scored(params)
-    assert [path.name for path in Path("out").iterdir() if path.suffix == ".parquet"] in ([], ["scores.rejected.parquet"])
+    assert [path.name for path in Path("out").iterdir() if path.suffix == ".parquet"] in (
+        [],
+        ["scores.rejected.parquet"],
+    )
     Path("new.csv").write_text("id,text\na,one\na,two\n")
-    with pytest.raises(UserError, match="repeat an id|repeats an id"):
+    with pytest.raises(UserError, match=r"2 rows repeat an id|1 row repeats an id"):
         scored(params)
     assert not Path("out/scores.parquet").exists()
     Path("mine.parquet").write_text("not ours")
@@ -210,7 +215,9 @@ def test_a_model_that_is_not_whole_or_not_of_these_labels_is_refused(project: An
     params = project(tiny_model)
     Path("new.csv").write_text("id,text\na,A fine film.\n")
     labels = params.task.model_copy(update={"labels": ["positive", "negative"]})
-    with pytest.raises(UserError, match="the model's labels are negative, positive; task.labels are positive, negative"):
+    with pytest.raises(
+        UserError, match=r"labels are negative, positive; task\.labels are positive, negative"
+    ):
         scored(params.model_copy(update={"task": labels}))
     with Path("models/export/model.safetensors").open("r+b") as stream:
         stream.seek(-1, 2)
@@ -233,8 +240,8 @@ def test_more_rows_than_are_held_at_once(project: Any, tiny_model: Path) -> None
 def test_token_classification_gives_a_label_a_word(project: Any, tiny_model: Path) -> None:
     params = project(tiny_model, {"type": "token_classification", "labels": TAGS})
     with Path("new.jsonl").open("w") as stream:
-        for text in (["A", "film", "from", "New", "York"], "One two", "two  spaces"):
-            stream.write(json.dumps({"text": text}) + "\n")
+        texts = (["A", "film", "from", "New", "York"], "One two", "two  spaces")
+        stream.writelines(json.dumps({"text": text}) + "\n" for text in texts)
     found = scored(params, data=Path("new.jsonl"))
     assert (found.rows, found.rejected, found.predicted) == (2, {"words_changed": 1}, {})
     rows = rows_of()
@@ -268,9 +275,8 @@ def test_the_next_answer_of_a_conversation(project: Any, tiny_llama: Path) -> No
         ],
         [{"role": "user", "content": "Done?"}, {"role": "assistant", "content": "Done."}],
     ]
-    with Path("new.jsonl").open("w") as stream:
-        for talk in talks:
-            stream.write(json.dumps({"text": "\n".join(f"<|{m['role']}|>\n{m['content']}" for m in talk)}) + "\n")
+    texts = ["\n".join(f"<|{one['role']}|>\n{one['content']}" for one in talk) for talk in talks]
+    Path("new.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     found = scored(params, data=Path("new.jsonl"))
     assert (found.rows, found.rejected) == (2, {"nothing_to_answer": 1})
     assert list(rows_of()[0]) == ["id", "line", "predicted"]

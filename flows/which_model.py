@@ -1,0 +1,72 @@
+"""Which exported model scores new rows: a folder, that of a revision, the champion's, or the working folder's."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from flows import graph, registry
+from flows.git import git
+from flows.scoring import MANIFEST, Scored, Wish, score
+from tunewright.errors import UserError
+from tunewright.files import write_text
+from tunewright.params import PARAMS_FILE, load_params
+
+CHAMPION = "champion"
+
+
+def score_with(wish: Wish, revision: str | None) -> tuple[Scored, str]:
+    """Score, and tell by which model.
+
+    wish.model: a folder, by the params of the working folder. revision: a branch, a tag, a commit or `champion`, whose
+    export and params are taken from DVC's cache or remote. Neither: the champion where there is one, else the export
+    that stands in the working folder, else that of HEAD, as in a fresh clone.
+
+    Raises
+        UserError  see `score`; for a revision that git does not know or whose export DVC can't find.
+    """
+    if wish.model is not None:
+        if revision is not None:
+            raise UserError("--model and --revision: found both; expected one of them.")
+        return score(wish, load_params()), str(wish.model)
+    found = registry.champion() if revision in (None, CHAMPION) and _has_history() else None
+    if found is not None:
+        return _score_at(wish, found.commit), f"the champion, {found.name}"
+    if revision == CHAMPION:
+        raise UserError("there is no champion yet: `tunewright promote` makes one.")
+    if revision is None:
+        params = load_params()
+        if (params.path("export") / MANIFEST).is_file() or not _has_history():
+            return score(wish, params), str(params.path("export"))
+    revision = revision or "HEAD"
+    return _score_at(wish, registry.commit_of(revision)), f"that of {revision}"
+
+
+def _score_at(wish: Wish, commit: str) -> Scored:
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        write_text(scratch / PARAMS_FILE, graph.read_at(PARAMS_FILE, commit))
+        params = load_params(scratch / PARAMS_FILE)
+        export = params.path("export")
+        graph.fetch_at([export / MANIFEST], commit, scratch)
+        here = replace(wish, model=scratch / export)
+        return score(here, params, lambda: graph.fetch_at([export], commit, scratch))
+
+
+def _has_history() -> bool:
+    return bool(git("rev-parse", "--verify", "--quiet", "HEAD", check=False))
+
+
+def told(scored: Scored, model: str) -> list[str]:
+    """What came of it, in lines, without a value of any row."""
+    if scored.unchanged:
+        return [f"Nothing to do: {scored.output} was made of the same rows, model ({model}) and settings."]
+    lines = [f"model: {model}", f"{scored.rows:,} rows scored → {scored.output}"]
+    if scored.predicted:
+        shares = (f"{name} {count:,}" for name, count in sorted(scored.predicted.items(), key=lambda one: -one[1]))
+        lines.append(f"predicted: {', '.join(shares)}")
+    if scored.rejected:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(scored.rejected.items()))
+        lines.append(f"{sum(scored.rejected.values()):,} rows rejected ({reasons}) → {scored.rejected_file}")
+    return lines
