@@ -87,6 +87,13 @@ ELSEWHERE = {
     "tunewright rollback": CHAMPION,
     "dvc artifacts get . model --stage champion --out served": CHAMPION,
     "tunewright run --jobs 1": "tests/integration/test_flow.py",
+    "tunewright score new.csv --output scores/new.parquet": "tests/integration/test_score.py",
+    "prefect deployment run score/score --param data=data/new.csv --param output=scores/new.parquet": (
+        "tests/integration/test_score.py"
+    ),
+    "dvc repro --pull --allow-missing": "tests/integration/test_ci_examples.py",
+    "dvc push --run-cache": "tests/integration/test_ci_examples.py",
+    "sh deploy/ci/comment.sh origin/main": "tests/integration/test_ci_examples.py",
 }
 
 

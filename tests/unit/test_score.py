@@ -17,25 +17,12 @@ from ruamel.yaml import YAML
 from flows.scoring import KEY, ROWS_AT_ONCE, Scored, Wish, score
 from flows.which_model import told
 from tests.conftest import REPOSITORY
+from tests.exported import export
 from tunewright.errors import UserError
-from tunewright.files import read_parquet, sha256_file, write_json
+from tunewright.files import read_parquet, sha256_file
 from tunewright.params import load_params
-from tunewright.task import load_task
 
 TAGS = ["O", "B-place", "I-place"]
-
-
-def export(folder: Path, base: Path, params: Any) -> None:
-    """An exported model as the stage of that name leaves one: seeded weights on top of a tiny model."""
-    task = load_task(params.task)
-    torch.manual_seed(0)
-    model = task.load_model(base, {})
-    model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(base / name, folder)
-    files = {found.name: found for found in sorted(folder.iterdir())}
-    told_of = {name: {"sha256": sha256_file(file), "size": file.stat().st_size} for name, file in files.items()}
-    write_json(folder / "MANIFEST.json", {"files": told_of})
 
 
 @pytest.fixture
@@ -215,9 +202,7 @@ def test_a_model_that_is_not_whole_or_not_of_these_labels_is_refused(project: An
     params = project(tiny_model)
     Path("new.csv").write_text("id,text\na,A fine film.\n")
     labels = params.task.model_copy(update={"labels": ["positive", "negative"]})
-    with pytest.raises(
-        UserError, match=r"labels are negative, positive; task\.labels are positive, negative"
-    ):
+    with pytest.raises(UserError, match=r"labels are negative, positive; task\.labels are positive, negative"):
         scored(params.model_copy(update={"task": labels}))
     with Path("models/export/model.safetensors").open("r+b") as stream:
         stream.seek(-1, 2)

@@ -1,0 +1,94 @@
+"""`tunewright score` as a user and as Prefect run it, on a project with git and DVC."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.conftest import REPOSITORY, Project, environment
+from tests.exported import export
+from tunewright.files import read_parquet
+from tunewright.params import load_params
+
+
+@pytest.fixture
+def scoring(tmp_path: Path, tiny_model: Path) -> Project:
+    """A project in which nothing but the exported model is there, which DVC tracks."""
+    project = Project(tmp_path / "project")
+    project.root.mkdir()
+    params = YAML(typ="safe").load(REPOSITORY / "params.yaml")
+    params["tokenize"]["max_length"] = 32
+    YAML(typ="safe").dump(params, project.root / "params.yaml")
+    export(project.root / "models/export", tiny_model, load_params(project.root / "params.yaml"))
+    (project.root / ".gitignore").write_text(".tunewright/\n")
+    project.run("git", "init", "--quiet", "--initial-branch=main")
+    project.run("dvc", "init", "--quiet")
+    project.run("dvc", "add", "--quiet", "models/export")
+    (project.root / "dvc.yaml").write_text("stages: {}\n")
+    project.commit()
+    (project.root / "new.csv").write_text("id,text\n1,A fine film.\n2,\n3,write to anna@example.com\n")
+    return project
+
+
+def test_the_command_scores_once_and_takes_the_model_of_a_revision(scoring: Project) -> None:
+    output = scoring.root / "scores/new.parquet"
+    done = scoring.tunewright("score", "new.csv", "--output", "scores/new.parquet")
+    assert "2 rows scored" in done.stdout and "1 rows rejected (empty_text 1)" in done.stdout
+    assert "model: models/export" in done.stdout
+    assert "anna" not in done.stdout + done.stderr
+    assert read_parquet(output)["id"].to_pylist() == ["1", "3"]
+    first = output.read_bytes()
+
+    # Without the folder, as in a fresh clone: the same model from DVC's cache, and so nothing to do.
+    shutil.rmtree(scoring.root / "models/export")
+    again = scoring.tunewright("score", "new.csv", "--output", "scores/new.parquet")
+    assert "Nothing to do" in again.stdout and "HEAD" in again.stdout
+    assert output.read_bytes() == first
+
+    unknown = scoring.tunewright("score", "new.csv", "--output", "o.parquet", "--revision", "nowhere", check=False)
+    assert unknown.returncode == 2 and "git knows no revision" in unknown.stdout
+    assert "Traceback" not in unknown.stdout + unknown.stderr
+
+
+@pytest.mark.heavy
+def test_another_revision_s_model_gives_the_same_bytes(scoring: Project) -> None:
+    scoring.tunewright("score", "new.csv", "--output", "a.parquet")
+    scoring.tunewright("score", "new.csv", "--output", "b.parquet", "--revision", "HEAD")
+    assert (scoring.root / "a.parquet").read_bytes() == (scoring.root / "b.parquet").read_bytes()
+
+
+@pytest.mark.heavy
+def test_the_flow_shows_what_was_scored(scoring: Project, prefect_server: str, ask: Any) -> None:
+    code = "from flows.score import score; import sys; score(data='new.csv', output='out.parquet', return_state=True)"
+    for expected in ("Completed", "Unchanged"):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=scoring.root,
+            env={**environment(), "PREFECT_API_URL": prefect_server},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        (run,) = ask(prefect_server, "/flow_runs/filter", sort="START_TIME_DESC", limit=1)
+        assert run["state_name"] == expected, run["state"]
+    artifacts = {found["key"]: found["data"] for found in ask(prefect_server, "/artifacts/filter", limit=5)}
+    assert json.loads(artifacts["score-rejected"]) == [{"reason": "empty_text", "rows": 1}]
+    assert "input_sha256" in artifacts["score-summary"] and "anna" not in artifacts["score-summary"]
+
+
+def test_the_deployment_s_parameters_are_the_flow_s() -> None:
+    import inspect
+
+    from flows.score import score
+
+    deployments = {found["name"]: found for found in YAML(typ="safe").load(REPOSITORY / "prefect.yaml")["deployments"]}
+    assert set(deployments["score"]["parameters"]) == set(inspect.signature(score.fn).parameters)
