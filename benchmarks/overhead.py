@@ -1,6 +1,6 @@
 """What the parts around the work cost: processes and imports, DVC, Prefect.
 
-    python -m benchmarks.overhead [--max-steps N]
+    python -m benchmarks.overhead [--max-steps N] [--asking]
 
 Three scratch copies of the project, nothing cached in any of them:
 
@@ -8,7 +8,10 @@ Three scratch copies of the project, nothing cached in any of them:
    interpreter and imports, and what is left: the work;
 2. `dvc repro`: what DVC adds is its wall time less the seconds of its own stage processes;
 3. `tunewright run --jobs 1`: what the flow adds on top of that (Prefect, its server, and a `dvc` for each stage).
-   Then `tunewright run` as a user types it, with independent stages side by side.
+   Then `tunewright run` as a user types it, with independent stages side by side;
+4. in that last copy, where nothing has changed since: what it costs to be told so, by DVC and by us, in turn, so that
+   a busy machine is as busy for one as for the other. Asking must cost at most half of a `dvc status`. `--asking`: this
+   part alone.
 
 A stage writes its own seconds to `.tunewright/runs/`, from the start of `run_stage`; what its process takes before
 that (the interpreter, the first imports) is taken from 1. So each sum is of the same run as its wall time, and
@@ -21,11 +24,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +40,28 @@ from ruamel.yaml import YAML
 from benchmarks.scratch import ROOT, copy_project, shorten, table, timed
 from tunewright.stage import STATE
 
+ROUNDS = 5
+ALLOWED = 0.5
+"""Of a `dvc status`: what asking may cost."""
+STATUS = "dvc status"
+ASKING = {
+    STATUS: ["dvc", "status"],
+    "dvc repro": ["dvc", "repro"],
+    "tunewright why": ["tunewright", "why"],
+    "tunewright run": ["tunewright", "run"],
+    # A flow asks in its own process, which is there anyway: what is counted is printed by itself.
+    "asking in the flow": [
+        *(sys.executable, "-c"),
+        """if True:
+            import time
+            from flows.graph import plan
+            plan()
+            wall, cpu = time.perf_counter(), time.process_time()
+            plan()
+            print(time.perf_counter() - wall, time.process_time() - cpu)
+        """,
+    ],
+}
 IMPORT_LINE = re.compile(r"^import time:\s+(\d+) \|", re.MULTILINE)
 
 
@@ -87,26 +115,77 @@ def told(folder: Path, stage: str) -> float:
     return float(story["process_seconds"])
 
 
-def whole(command: list[str], max_steps: int | None) -> tuple[float, float]:
-    """Seconds of one command that runs everything, in a fresh copy; and the sum of what its stages say of theirs."""
+def whole(
+    command: list[str], max_steps: int | None, then: Callable[[Path], None] = lambda _: None
+) -> tuple[float, float]:
+    """Seconds of one command that runs everything, in a fresh copy; and the sum of what its stages say of theirs.
+
+    then: what is done in that copy afterwards.
+    """
     print(" ".join(command), file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = project(Path(name), max_steps)
         seconds, _ = timed(command, folder)
-        return seconds, sum(told(folder, stage) for stage in stages())
+        found = seconds, sum(told(folder, stage) for stage in stages())
+        then(folder)
+        return found
+
+
+def asking(folder: Path) -> dict[str, dict[str, float]]:
+    """Each way to be told that nothing has changed → wall and CPU seconds, the median of ROUNDS, in turn."""
+    rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in ASKING}
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": programs, "PYTHONPATH": str(folder)}
+    for turn in range(ROUNDS + 1):
+        for name, command in ASKING.items():
+            started = time.perf_counter()
+            process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+            output = process.stdout.read() if process.stdout else ""
+            _, status, usage = os.wait4(process.pid, 0)
+            wall = time.perf_counter() - started
+            assert status == 0, f"{name}: {output}"
+            spent = (wall, usage.ru_utime + usage.ru_stime)
+            if name == "asking in the flow":
+                spent = tuple(map(float, output.split()[-2:]))
+            if turn:  # the first fills caches: bytecode, DVC's state, the answer that `why` keeps
+                rounds[name].append(spent)
+    return {
+        name: {"wall": statistics.median(w for w, _ in found), "cpu": statistics.median(c for _, c in found)}
+        for name, found in rounds.items()
+    }
+
+
+def show_asking(found: dict[str, dict[str, float]]) -> None:
+    """A table with the ratio to a `dvc status`, and whether the bound holds."""
+    status = found[STATUS]
+    rows: list[list[Any]] = [["told that nothing changed by", "wall s", "CPU s", "of a dvc status, wall", "CPU"]]
+    for name, spent in found.items():
+        ratios = [f"{spent[key] / status[key]:.2f}" for key in ("wall", "cpu")]
+        rows.append([name, spent["wall"], spent["cpu"], *ratios])
+    print(table(rows))
+    for name in ("tunewright why", "asking in the flow"):
+        holds = found[name]["cpu"] <= ALLOWED * status["cpu"]
+        print(f"{name}: {'at most' if holds else 'MORE THAN'} {ALLOWED} of the CPU seconds of a dvc status")
 
 
 def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--max-steps", type=int, help="stop training after so many steps: proves that it runs, no more")
+    parser.add_argument("--asking", action="store_true", help="only what it costs to be told that nothing changed")
     options = parser.parse_args()
 
+    asked: dict[str, dict[str, float]] = {}
+    if options.asking:
+        whole(["dvc", "repro"], options.max_steps, lambda folder: asked.update(asking(folder)))
+        show_asking(asked)
+        print(json.dumps({"asking": asked}, indent=2))
+        return
     with tempfile.TemporaryDirectory() as name:
         by_stage = stage_by_stage(project(Path(name), options.max_steps))
     dvc, in_dvc = whole(["dvc", "repro"], options.max_steps)
     serial, in_serial = whole(["tunewright", "run", "--jobs", "1"], options.max_steps)
-    default, _ = whole(["tunewright", "run"], options.max_steps)
+    default, _ = whole(["tunewright", "run"], options.max_steps, lambda folder: asked.update(asking(folder)))
 
     columns = ("process", "before_run_stage", "start_and_imports", "work")
     total = {key: sum(row[key] for row in by_stage.values()) for key in columns}
@@ -133,11 +212,15 @@ def main() -> None:
     )
     print()
     wholes = {"dvc repro": dvc, "tunewright run --jobs 1": serial, "tunewright run": default}
-    print(table([["command", "seconds"], *([command, seconds] for command, seconds in wholes.items())]))
+    against: list[list[Any]] = [["command", "seconds", "of dvc repro", "more a stage"]]
+    for command, seconds in wholes.items():
+        against.append([command, seconds, f"{seconds / dvc:.2f}", (seconds - dvc) / len(by_stage)])
+    print(table(against))
     print()
-    print(
-        json.dumps({"max_steps": options.max_steps, "stages": by_stage, "added": added, "commands": wholes}, indent=2)
-    )
+    show_asking(asked)
+    print()
+    found = {"max_steps": options.max_steps, "stages": by_stage, "added": added, "commands": wholes, "asking": asked}
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":
