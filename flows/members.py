@@ -108,7 +108,8 @@ def _run(trial: Trial, ask: Ask, clone: Clone, groups: Groups) -> Trial:
         if ask.through_remote:
             _through_remote(["pull", "--quiet", "--run-cache", "--allow-missing", "--with-deps", stage], clone, groups)
         clone.checkout(stage, groups, on_line)
-        command = ["--wait-for-lock", "repro", "--quiet", stage]
+        # --pull: what a trial on another machine has run is restored from the remote, too.
+        command = ["--wait-for-lock", "repro", "--quiet", *(["--pull"] if ask.through_remote else []), stage]
         limit = ask.trial_timeout_seconds
         try:
             status = groups.dvc(*command, on_line=on_line, timeout_seconds=limit, folder=clone.folder)
