@@ -21,6 +21,8 @@ from tunewright.privacy import Guard
 from tunewright.sniff import SUFFIXES
 from tunewright.task import TaskType
 
+STAGE = "ingest"
+"""What reads raw files."""
 FLAT = ("csv", "tsv")
 OF_LABELS = ("label_column", "target_column", "label_bins", "label_mapping", "label_separator", "keep_columns")
 
@@ -130,8 +132,8 @@ class NewRows:
         Raises
             UserError  for a file that can't be read to its end, lacks a column or repeats an id.
         """
-        ingest = importlib.import_module("stages.ingest")
-        ingest_params = self._params.value("ingest")
+        ingest = importlib.import_module(f"stages.{STAGE}")
+        ingest_params = self._params.value(STAGE)
         for row in ingest.new_rows(self._data, self._source, ingest_params, self._task, self):
             text, fault = self._cleaned(row)
             if fault is not None:
