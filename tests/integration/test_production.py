@@ -11,11 +11,16 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from flows import registry
+from tests.integration.conftest import Toy
+from tests.integration.test_champion import Project, project  # noqa: F401
 
 REPOSITORY = Path(__file__).parents[2]
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -121,6 +126,13 @@ def production(toy_alone: Any, tmp_path: Path, wait_for: Any, ask: Any) -> Itera
         (REPOSITORY / "prefect.yaml").read_text().replace("0 3 * * *", "* * * * *")
     )
     assert toy.sh("git", "commit", "--quiet", "--all", "--message", "Every minute").returncode == 0
+    with served(toy, wait_for) as api_url:
+        yield Production(toy, api_url, origin, remote, ask, wait_for)
+
+
+@contextmanager
+def served(toy: Toy, wait_for: Any) -> Iterator[str]:
+    """`tunewright serve` at work and everything deployed while the block lasts; gives the server's API."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -129,7 +141,7 @@ def production(toy_alone: Any, tmp_path: Path, wait_for: Any, ask: Any) -> Itera
         wait_for((toy.folder / ".tunewright" / "server.json").exists, LIMIT_SECONDS)
         deployed = toy.tunewright("deploy")
         assert deployed.returncode == 0, deployed.stdout + deployed.stderr
-        yield Production(toy, f"http://127.0.0.1:{port}/api", origin, remote, ask, wait_for)
+        yield f"http://127.0.0.1:{port}/api"
     finally:
         serving.send_signal(signal.SIGTERM)
         serving.communicate(timeout=120)
@@ -144,7 +156,6 @@ def test_the_run_through(production: Production) -> None:
     data_changed(production)
     gate_closed_by_bad_data(production)
     data_mended(production)
-    # Here: the champion replaced, and the rollback.
 
 
 def by_the_schedule(production: Production) -> Any:
@@ -158,6 +169,7 @@ def by_the_schedule(production: Production) -> Any:
         "bring data": "Brought",
         "record": "Recorded",
         "push": "Pushed",
+        "champion": "NoModel",
     }
     assert production.branches() == [f"run/{first['name']}"]
     # Nothing of the project's own folder was touched, and the clone is gone.
@@ -230,7 +242,7 @@ def gate_closed_by_bad_data(production: Production) -> None:
     assert (run["state_type"], run["state_name"]) == ("FAILED", "GateClosed")
     assert "the gate is closed by 1 rule" in run["state"]["message"]
     states = production.states(run)
-    assert states["two"] == "GateClosed" and states["last"] == "NotReady"
+    assert states["two"] == "GateClosed" and states["last"] == "Blocked"
     assert "record" not in states and "push" not in states
     assert production.branches() == branches and run["name"] in production.clones()
 
@@ -246,3 +258,48 @@ def data_mended(production: Production) -> None:
     assert pulled.returncode == 0, pulled.stderr
     assert "raw, mended" in (production.toy.folder / "out/last.txt").read_text()
     assert "Nothing to run" in production.toy.tunewright("run").stdout
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(3600)
+def test_the_champion_is_replaced_and_rolled_back(
+    project: Project,  # noqa: F811
+    wait_for: Any,
+    ask: Any,
+    tmp_path: Path,
+) -> None:
+    toy = Toy(project.folder)
+    shutil.copy(REPOSITORY / "prefect.yaml", toy.folder)
+    shutil.copytree(REPOSITORY / "flows", toy.folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+    project.sh("git", "add", "--all")
+    project.sh("git", "commit", "--quiet", "--message", "The flows")
+
+    def champion() -> tuple[str, str]:
+        found = registry.champion()
+        assert found is not None
+        return found.name, found.commit
+
+    with served(toy, wait_for) as api_url:
+        production = Production(toy, api_url, tmp_path, tmp_path / "store", ask, wait_for)
+        first = production.run("reproduce/reproduce")
+        assert production.states(first)["champion"] == "Promoted", first["state"]
+        assert champion() == ("model@v0.0.1", production.git("rev-parse", "HEAD"))
+
+        project.make("positive", train=[])
+        project.set("champion.tolerances", {"accuracy": 0.5, "macro_f1": 0.5})
+        project.sh("git", "commit", "--quiet", "--all", "--message", "Other data, and another model of it")
+        second = production.run("reproduce/reproduce")
+        states = production.states(second)
+        assert (states["train"], states["record"], states["champion"]) == ("Completed", "Recorded", "Promoted")
+        production.merge(second)
+        assert champion() == ("model@v0.0.2", production.git("rev-parse", "HEAD"))
+
+        rolled_back = toy.tunewright("rollback")
+        assert "model@v0.0.1 is the champion again" in rolled_back.stdout
+        (toy.folder / "README.md").write_text("Another commit of the same model.")
+        project.sh("git", "add", "--all")
+        project.sh("git", "commit", "--quiet", "--message", "A word")
+        third = production.run("reproduce/reproduce")
+        states = production.states(third)
+        assert (states["train"], states["champion"]) == ("Unchanged", "RolledBack")
+        assert champion()[0] == "model@v0.0.1"
