@@ -38,8 +38,8 @@ def publish(stages: Sequence[Mapping[str, Any]], seconds: float) -> None:
     stages: of each its name, its state, why it ran, its seconds and its message.
     """
     states = {stage["stage"]: str(stage["state"]) for stage in stages}
-    made = ["reproduce-stages"]
-    _table("reproduce-stages", "How each stage ended, and why it ran", _stages(stages))
+    described = "How each stage ended, and why it ran"
+    made = {"reproduce-stages": _table("reproduce-stages", described, _stages(stages))}
     try:
         params = load_params()
     except UserError:  # a run that could not begin
@@ -55,13 +55,13 @@ def publish(stages: Sequence[Mapping[str, Any]], seconds: float) -> None:
             ),
         ):
             if rows:
-                made.append(key)
-                _table(key, description, rows)
+                made[key] = _table(key, description, rows)
     create_markdown_artifact(_summary(stages, seconds, params, made), key="reproduce-summary")
 
 
-def _table(key: str, description: str, rows: Rows) -> None:
-    create_table_artifact(table=masked_all(rows), key=key, description=description)
+def _table(key: str, description: str, rows: Rows) -> str:
+    """Make a table, and give its number."""
+    return str(create_table_artifact(table=masked_all(rows), key=key, description=description))
 
 
 def _stages(stages: Sequence[Mapping[str, Any]]) -> Rows:
@@ -153,7 +153,9 @@ def _fairness(params: Params, states: Mapping[str, str]) -> Rows:
     ]
 
 
-def _summary(stages: Sequence[Mapping[str, Any]], seconds: float, params: Params | None, made: Sequence[str]) -> str:
+def _summary(
+    stages: Sequence[Mapping[str, Any]], seconds: float, params: Params | None, made: Mapping[str, str]
+) -> str:
     """The run in Markdown, its verdict first."""
     states = {stage["stage"]: str(stage["state"]) for stage in stages}
     lines = [f"# {_verdict(states)}", f"{summary.counted(list(states.values()))}, in {seconds:.1f} s"]
@@ -166,8 +168,8 @@ def _summary(stages: Sequence[Mapping[str, Any]], seconds: float, params: Params
         lines.append("\n".join(["| | |", "|---|---|", *_facts(params, states)]))
     if trained := record.against_plan(record.read()):
         lines.append(f"finetune took {trained}")
-    lines.append("Tables: " + ", ".join(f"[{key}](/artifacts/key/{key})" for key in made))
-    return "\n\n".join(masked_all(lines)) + "\n"
+    lines.append("Tables: " + ", ".join(f"[{key}](/artifacts/artifact/{number})" for key, number in made.items()))
+    return "\n\n".join([*masked_all(lines[:-1]), lines[-1]]) + "\n"
 
 
 def _verdict(states: Mapping[str, str]) -> str:

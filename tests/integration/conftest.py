@@ -130,7 +130,7 @@ class Toy:
     def sh(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command in the project's folder."""
         return subprocess.run(
-            command, cwd=self.folder, env=self.environment(), capture_output=True, text=True, check=False, timeout=120
+            command, cwd=self.folder, env=self.environment(), capture_output=True, text=True, check=False, timeout=400
         )
 
     def environment(self) -> dict[str, str]:

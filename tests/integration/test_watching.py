@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import shutil
@@ -10,14 +12,18 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
+from websockets.sync.client import connect
 
+from tests.integration.conftest import _ask, _wait_for
 from tests.integration.test_report_page import BROWSERS, SWITCHES
 
 PLAIN = "no form that anybody knows 47"
@@ -33,15 +39,18 @@ LIVE = """
 AUDIT = """
 import os, sys
 
-def _hook(event, arguments, file=os.environ["HOSTS_ASKED"]):
+def _tell(host, event, file=os.environ["HOSTS_ASKED"]):
+    out = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(out, f"{host}\\t{event}\\t{' '.join(sys.orig_argv)[:200]}\\n".encode())
+    os.close(out)
+
+def _hook(event, arguments):
     if event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.connect", "socket.sendto"):
         host = arguments[1] if event in ("socket.connect", "socket.sendto") else arguments[0]
-        host = host[0] if isinstance(host, tuple) else host
-        out = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        os.write(out, f"{host}\\t{event}\\t{' '.join(sys.orig_argv)[:200]}\\n".encode())
-        os.close(out)
+        _tell(host[0] if isinstance(host, tuple) else host, event)
 
 sys.addaudithook(_hook)
+_tell("", "listens")  # a process that asks nobody is heard all the same
 """
 
 
@@ -81,17 +90,10 @@ def change(toy: Any, stage: str, old: str, new: str) -> None:
     file.write_text(code.replace(old, new))
 
 
-def latest(toy: Any, key: str, url: str = "") -> Any:
+def latest(api_url: str, key: str) -> Any:
     """The latest artifact of that key; None while there is none."""
-    asked = toy.ask if not url else (lambda path, **body: _post(url, path, body))
-    found = asked("/artifacts/filter", artifacts={"key": {"any_": [key]}}, sort="CREATED_DESC", limit=1)
+    found = _ask(api_url, "/artifacts/filter", artifacts={"key": {"any_": [key]}}, sort="CREATED_DESC", limit=1)
     return found[0] if found else None
-
-
-def _post(url: str, path: str, body: dict[str, Any]) -> Any:
-    from tests.integration.conftest import _ask
-
-    return _ask(url, path, **body)
 
 
 def test_a_gate_blocks_what_is_below_it_and_a_stage_shows_how_far_it_is(toy: Any, wait_for: Any) -> None:
@@ -99,7 +101,7 @@ def test_a_gate_blocks_what_is_below_it_and_a_stage_shows_how_far_it_is(toy: Any
     toy.set("two.mode", "gate")
     run = toy.start("run")
     try:
-        artifact = wait_for(lambda: latest(toy, "one-progress"), 240)
+        artifact = wait_for(lambda: latest(toy.api_url, "one-progress"), 240)
         assert artifact["type"] == "progress" and artifact["data"] == 25.0
         assert artifact["description"] == "step 1/4  loss 0.5  9 s left"
     finally:
@@ -120,10 +122,10 @@ def test_a_gate_blocks_what_is_below_it_and_a_stage_shows_how_far_it_is(toy: Any
     edges = {node["label"]: sorted({names[parent["id"]] for parent in node["parents"]}) for node in nodes}
     assert edges == {"one": [], "side": [], "two": ["one"], "last": ["side", "two"]}
 
-    same, summary = latest(toy, "one-progress"), latest(toy, "reproduce-summary")["data"]
+    same, summary = latest(toy.api_url, "one-progress"), latest(toy.api_url, "reproduce-summary")["data"]
     assert same["id"] == artifact["id"] and same["data"] == 100.0 and same["description"] == "trained, 4 steps"
     assert summary.startswith("# A gate is closed: two") and "    the gate is closed by 1 rule" in summary
-    rows = json.loads(latest(toy, "reproduce-stages")["data"])
+    rows = json.loads(latest(toy.api_url, "reproduce-stages")["data"])
     assert {row["stage"]: row["state"] for row in rows} == ended
 
 
@@ -150,7 +152,8 @@ def test_a_run_tells_no_secret_and_asks_no_other_host(
 
     asked = hosts_asked()
     commands = " ".join(command for told in asked.values() for command in told)
-    assert "127.0.0.1" in asked and "uvicorn" in commands and "flows.cli run" in commands  # the hook was there
+    heard = ("flows.cli run", "uvicorn", "flows.warm", "stages.one")
+    assert "127.0.0.1" in asked and [name for name in heard if name not in commands] == []
     assert outside(asked) == {}
 
 
@@ -220,22 +223,59 @@ def test_a_run_that_fails_is_told_to_a_webhook(
         )
 
 
-def browse(url: str, folder: Path, *switches: str) -> str:
-    """Open a page of a server in Chromium, scripts and all, and give its DOM; what it asks of whom is in net.json."""
-    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    assert browser, "no Chromium on PATH: `make test` installs it, or says how (tests/chromium.sh)"
-    command = [browser, *SWITCHES, f"--user-data-dir={folder / 'profile'}", f"--log-net-log={folder / 'net.json'}"]
-    command += ["--window-size=1400,1200", "--virtual-time-budget=30000", *switches, url]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+class Page:
+    """A page of a server in Chromium, scripts and all, driven over its debugging protocol."""
 
+    def __init__(self, folder: Path) -> None:
+        browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+        assert browser, "no Chromium on PATH: `make test` installs it, or says how (tests/chromium.sh)"
+        command = [browser, *SWITCHES, f"--user-data-dir={folder}", "--remote-debugging-port=0"]
+        command += ["--window-size=1400,1200", "about:blank"]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        port = _wait_for((folder / "DevToolsActivePort").exists, 120) and _wait_for(
+            lambda: (folder / "DevToolsActivePort").read_text().split(), 60
+        )
+        with urllib.request.urlopen(f"http://127.0.0.1:{port[0]}/json/list", timeout=60) as response:
+            (target,) = [found for found in json.load(response) if found["type"] == "page"]
+        self.socket = connect(target["webSocketDebuggerUrl"], max_size=None, open_timeout=60)
+        self.asked: list[str] = []
+        self.count = 0
+        self("Network.enable")
 
-def hosts_of(folder: Path) -> set[str]:
-    """The hosts that Chromium asked for anything, by its own log of the network."""
-    from urllib.parse import urlsplit
+    def __call__(self, method: str, **params: Any) -> Any:
+        """One command, and its result; what the page asks for meanwhile is kept."""
+        self.count += 1
+        self.socket.send(json.dumps({"id": self.count, "method": method, "params": params}))
+        while True:
+            told = json.loads(self.socket.recv(timeout=120))
+            if told.get("id") == self.count:
+                return told["result"]
+            if told.get("method") == "Network.requestWillBeSent":
+                self.asked.append(told["params"]["request"]["url"])
+            elif told.get("method") == "Network.webSocketCreated":
+                self.asked.append(told["params"]["url"])
 
-    events = json.loads((folder / "net.json").read_text())["events"]
-    urls = [event["params"]["url"] for event in events if "url" in event.get("params", {})]
-    return {urlsplit(url).hostname for url in urls if url.startswith(("http", "ws"))} - {None}
+    def text(self) -> str:
+        """What can be read on it."""
+        return str(self("Runtime.evaluate", expression='document.body?.innerText ?? ""')["result"]["value"])
+
+    def shows(self, url: str, *words: str) -> None:
+        """Open an address and wait until all the words stand there."""
+        self("Page.navigate", url=url)
+        _wait_for(lambda: all(word in self.text() for word in words), 180)
+
+    def pixels(self) -> list[tuple[int, int, int]]:
+        """A picture of it."""
+        from PIL import Image
+
+        shot = base64.b64decode(self("Page.captureScreenshot")["data"])
+        with Image.open(io.BytesIO(shot)) as image:
+            return list(image.convert("RGB").getdata())
+
+    def close(self) -> None:
+        self.socket.close()
+        self.process.terminate()
+        self.process.wait(timeout=60)
 
 
 @pytest.mark.heavy
@@ -263,18 +303,26 @@ def test_the_real_page_shows_the_graph_and_the_artifacts_and_asks_nobody_else(
 
         assert toy.tunewright("run").returncode == 3
         (run,) = ask(f"{page}/api", "/flow_runs/filter", limit=5)
-        shown = browse(f"{page}/runs/flow-run/{run['id']}", tmp_path, "--dump-dom")
-        assert "GateClosed" in shown and run["name"] in shown
-        assert "<canvas" in shown  # the graph: its nodes are drawn, so a picture is what tells
-        colours = picture(f"{page}/runs/flow-run/{run['id']}", tmp_path)
-        assert colours > 200
-        artifacts = browse(f"{page}/runs/flow-run/{run['id']}?tab=Artifacts", tmp_path, "--dump-dom")
-        assert "reproduce-stages" in artifacts and "reproduce-summary" in artifacts
-        summary = browse(f"{page}/artifacts/key/reproduce-summary", tmp_path, "--dump-dom")
-        assert "A gate is closed: two" in summary
-        table = browse(f"{page}/artifacts/key/reproduce-stages", tmp_path, "--dump-dom")
-        assert "Blocked" in table
-        assert hosts_of(tmp_path) == {"127.0.0.1"}
+        chromium = Page(tmp_path / "profile")
+        try:
+            chromium.shows(f"{page}/runs/flow-run/{run['id']}", run["name"], "GateClosed", "4 Task runs")
+
+            def graph_is_drawn() -> bool:  # on a canvas: green for what ran, red for the gate
+                pixels = chromium.pixels()
+                green = sum(g > r + 60 and g > b + 60 for r, g, b in pixels)
+                return green > 2000 and sum(r > g + 150 and r > b + 100 for r, g, b in pixels) > 2000
+
+            wait_for(graph_is_drawn, 120)
+            chromium.shows(f"{page}/artifacts", "reproduce-stages", "reproduce-summary")
+            summary, stages = (latest(f"{page}/api", key)["id"] for key in ("reproduce-summary", "reproduce-stages"))
+            chromium.shows(
+                f"{page}/artifacts/artifact/{summary}", "A gate is closed: two", "the gate is closed by 1 rule"
+            )
+            chromium.shows(f"{page}/artifacts/artifact/{stages}", "How each stage ended", "GateClosed", "Blocked")
+            hosts = {urlsplit(url).hostname for url in chromium.asked if url.startswith(("http", "ws"))}
+            assert hosts == {"127.0.0.1"}
+        finally:
+            chromium.close()
     finally:
         serving.send_signal(signal.SIGTERM)
         output, _ = serving.communicate(timeout=120)
@@ -283,14 +331,3 @@ def test_the_real_page_shows_the_graph_and_the_artifacts_and_asks_nobody_else(
     commands = " ".join(command for told in asked.values() for command in told)
     assert "worker start" in commands and "uvicorn" in commands
     assert outside(asked) == {}
-
-
-def picture(url: str, folder: Path) -> int:
-    """How many colours a picture of the page has."""
-    from PIL import Image
-
-    shot = folder / "page.png"
-    browse(url, folder, f"--screenshot={shot}")
-    with Image.open(shot) as image:
-        counted = image.convert("RGB").getcolors(maxcolors=2**24)
-    return len(counted or [])

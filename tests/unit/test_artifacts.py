@@ -78,14 +78,14 @@ def test_the_summary_says_first_what_came_of_it(params: Params) -> None:
         return {"stage": name, "state": state, "why": (), "seconds": 1.0, "message": message}
 
     ended = [stage("evaluate", "Ran"), stage("gate_model", "GateClosed", "closed by\n  jane@example.com")]
-    told = artifacts._summary([*ended, stage("export", "Blocked")], 3.14, params, ["gates"])
+    told = artifacts._summary([*ended, stage("export", "Blocked")], 3.14, params, {"gates": "12-34"})
     assert told.startswith("# A gate is closed: gate_model\n\n1 ran, 1 blocked by a gate, 1 failed, in 3.1 s")
     assert "    closed by\n      [EMAIL_1]" in told
     assert "| accuracy on test | 0.9123 (0.9000 to 0.9300) |" in told
-    assert "[gates](/artifacts/key/gates)" in told
-    assert artifacts._summary([stage("one", "Ran")], 1.0, params, []).startswith("# Up to date\n")
+    assert "[gates](/artifacts/artifact/12-34)" in told
+    assert artifacts._summary([stage("one", "Ran")], 1.0, params, {}).startswith("# Up to date\n")
     failed = [stage("one", "BadInput"), stage("gate_data", "GateClosed"), stage("two", "NotRun")]
-    assert artifacts._summary(failed, 1.0, params, []).startswith("# Failed: one, gate_data\n")
+    assert artifacts._summary(failed, 1.0, params, {}).startswith("# Failed: one, gate_data\n")
 
 
 class Stage:
