@@ -149,6 +149,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     return found
 
 
+@pytest.mark.heavy
 def test_a_champion_is_made_compared_with_replaced_and_put_back_and_nothing_runs_again(project: Project) -> None:
     assert "model@v0.0.1, model#champion#1" in promote(None)
     assert "is the champion already" in promote("HEAD")

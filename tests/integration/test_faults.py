@@ -245,7 +245,7 @@ def test_a_closed_gate_can_be_read_on_prefect_s_page(toy: Any) -> None:
     (found,) = toy.ask(
         "/artifacts/filter", flow_runs={"id": {"any_": [run["id"]]}}, artifacts={"type": {"any_": ["markdown"]}}
     )
-    assert "GateClosed" in found["data"] and "two: the gate is closed by 1 rule" in found["data"]
+    assert "**two** GateClosed" in found["data"] and "the gate is closed by 1 rule" in found["data"]
 
 
 def _many(toy: Any, width: int) -> None:
