@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -157,6 +158,7 @@ def fetch_at(paths: Sequence[Path], revision: str, folder: Path) -> None:
         files = DVCFileSystem(rev=revision)
         for path in paths:
             with _found_in(path, revision):
+                shutil.rmtree(folder / path, ignore_errors=True)  # into a folder that stands it would be copied
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 files.get(path.as_posix(), str(folder / path), recursive=True)
 

@@ -210,7 +210,7 @@ def test_a_lock_file_that_breaks_in_mid_run_is_put_back(toy: Any) -> None:
     good = toy.lock()
     toy.executed()
     toy.set("two.text", "other")
-    edit_command(toy, "two", "python -m stages.two && truncate --size=-40 dvc.lock")
+    edit_command(toy, "two", "python -m stages.two && truncate --size=27 dvc.lock")
     done = toy.tunewright("run")
     assert done.returncode == 1 and "The one from before this run was put back." in done.stdout
     assert toy.lock() == good
