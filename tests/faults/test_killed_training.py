@@ -126,7 +126,7 @@ def test_no_space_left_is_seen_before_training_or_leaves_the_checkpoint_before_i
     place.mkdir()
     with small_disk(place, "1m"):
         ended = trainings(folder, 2)
-        assert ended.status == 2 and "the checkpoints and the tuned model need" in ended.error
+        assert ended.status == 5 and "the checkpoints and the tuned model need" in ended.error
         assert not any(place.rglob("checkpoint-*"))
     with small_disk(place, "32m"):
         ended = trainings(folder, 2, Kill("fill", 7))

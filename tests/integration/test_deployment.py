@@ -61,6 +61,7 @@ def test_serve_deploy_and_run_through_a_worker(toy_alone: Any, wait_for: Any, as
             "bring data": "Brought",
             "record": "Recorded",
             "push": "NoRemote",
+            "champion": "NoModel",
         }
         # It has left its commit and its cache, and nothing else.
         assert "last:" in toy.sh("git", "show", f"run/{final['name']}:dvc.lock").stdout

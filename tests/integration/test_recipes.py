@@ -134,4 +134,4 @@ def asked_again(job: Job) -> None:
     now = task.statistics(again, evaluate.calibration_bins)
     assert before.keys() == now.keys()
     for name, statistic in before.items():
-        assert now[name](every) == pytest.approx(statistic(every), abs=1e-4), name
+        assert now[name](every) == pytest.approx(statistic(every), rel=1e-5, abs=1e-4), name
