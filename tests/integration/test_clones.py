@@ -108,7 +108,7 @@ def test_a_clone_is_of_the_branch_and_the_repository_that_is_named(committed: An
 
 @pytest.mark.heavy
 def test_clones_of_failed_runs_are_kept_within_bounds(committed: Any, tmp_path: Path) -> None:
-    toy, work = committed, committed.folder / ".tunewright/work"
+    toy, work = committed, committed.folder / ".tunewright/clones"
     for number in range(6):
         made = clone(toy, tmp_path, f"run-{number}")
         subprocess.run(["touch", "-d", f"2020-01-0{number + 1}", str(made)], check=True)
