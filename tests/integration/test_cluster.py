@@ -18,6 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.integration.test_sweep import inside
+
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(1500)]
 
 GRID = ("--set", "two.text=a,bbb,cc", "--set", "one.text=x,yy", "--metric", "last.length", "--direction", "maximize")
@@ -169,18 +171,6 @@ def test_a_sweep_that_is_ended_ends_its_trials_on_the_other_machines(
     wait_for(lambda: not psutil.pid_exists(stage) or psutil.Process(stage).status() == psutil.STATUS_ZOMBIE, 240)
     projects = [nodes.project(name) for name in ("one", "two")]
     wait_for(lambda: not any(inside(project) for project in projects), 240)
-
-
-def inside(folder: Path) -> list[int]:
-    """Living processes that work somewhere inside a folder."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if Path(process.cwd()).is_relative_to(folder) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-        except (psutil.Error, OSError):
-            continue
-    return found
 
 
 RAY = """

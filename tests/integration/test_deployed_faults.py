@@ -60,7 +60,7 @@ class Standing:
                 zombie = process.status() == psutil.STATUS_ZOMBIE
             except (psutil.Error, OSError):
                 continue
-            inside = self.toy.folder if named else self.toy.folder / ".tunewright" / "work"
+            inside = self.toy.folder if named else self.toy.folder / ".tunewright" / "clones"
             if place.is_relative_to(inside) and not zombie and all(word in command for word in named):
                 found.append(process)
         return found
