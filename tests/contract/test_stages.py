@@ -355,8 +355,8 @@ def distributions() -> dict[str, list[str]]:
 
 
 def homes(package: str) -> set[str]:
-    """The requirements files that pin what `import package` loads."""
-    return {file for name in distributions().get(package, []) for file in pinned().get(normal(name), ())}
+    """The requirements files that pin what `import package` loads; not installed here, it goes by its own name."""
+    return {file for name in distributions().get(package, [package]) for file in pinned().get(normal(name), ())}
 
 
 @pytest.mark.parametrize("top", [top for top in OURS if (ROOT / top).is_dir()])
