@@ -13,10 +13,7 @@ from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.states import Completed
 
-BLOCKED = "Blocked"
-"""A gate above is closed. Nothing is broken."""
-NOT_RUN = "NotRun"
-"""A stage above has failed."""
+from flows.states import BLOCKED, GOOD_STATES, NOT_RUN
 
 
 class Ended(Protocol):
@@ -59,12 +56,12 @@ class Above(PrefectFuture[None]):
         self._future.add_done_callback(lambda _: fn(self))
 
 
-def held_up(upstreams: Iterable[str], ended: Mapping[str, Ended], good: Iterable[str]) -> tuple[str, str] | None:
+def held_up(upstreams: Iterable[str], ended: Mapping[str, Ended]) -> tuple[str, str] | None:
     """The state and the message of a stage that can't run; None where all above it ended well.
 
     upstreams: the stages directly above.   ended: how each stage ended so far; one that is not in it never began.
     """
-    bad = [name for name in upstreams if name not in ended or ended[name].state not in good]
+    bad = [name for name in upstreams if name not in ended or ended[name].state not in GOOD_STATES]
     for name in bad:  # what has failed weighs more than a gate that is closed
         if name not in ended or ended[name].state not in ("GateClosed", BLOCKED):
             passed_on = name in ended and ended[name].state == NOT_RUN

@@ -19,15 +19,13 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows import console, record, summary
-from flows.above import BLOCKED, NOT_RUN
+from flows.states import BLOCKED, GOOD_STATES, NEW_STATES, NOT_RUN
 from tunewright.errors import UserError
 from tunewright.files import read_json
 from tunewright.gates import DATA_STAGES, data_findings
 from tunewright.masking import masked_all
 from tunewright.params import Params, load_params
 
-NEW = ("Ran", "Restored")
-GOOD = (*NEW, "Unchanged")
 REASONS_LENGTH = 300
 Rows = list[dict[str, Any]]
 
@@ -86,9 +84,9 @@ def _report(params: Params, stage: str) -> dict[str, Any]:
 def _gates(params: Params, states: Mapping[str, str]) -> Rows:
     """The rules of the data's gate, and those of the model's where it got so far."""
     found: list[Any] = []
-    if states.get("verdict") in NEW:  # which holds the data's rules too
+    if states.get("verdict") in NEW_STATES:  # which holds the data's rules too
         found = _report(params, "verdict").get("findings", [])
-    elif states.get("gate_data") in NEW:
+    elif states.get("gate_data") in NEW_STATES:
         found = _report(params, "gate_data").get("findings", [])
     elif states.get("gate_data") == "GateClosed":  # a closed gate leaves no report
         reports = {stage: _report(params, stage) for stage in DATA_STAGES}
@@ -99,7 +97,7 @@ def _gates(params: Params, states: Mapping[str, str]) -> Rows:
 
 
 def _metrics(params: Params, states: Mapping[str, str]) -> Rows:
-    if states.get("evaluate") not in NEW:
+    if states.get("evaluate") not in NEW_STATES:
         return []
     report = _report(params, "evaluate")
     others = {"baseline": _test_metrics(_report(params, "baseline"))}
@@ -135,7 +133,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _fairness(params: Params, states: Mapping[str, str]) -> Rows:
-    if states.get("audit_data") not in NEW:
+    if states.get("audit_data") not in NEW_STATES:
         return []
     return [
         {
@@ -162,9 +160,9 @@ def _summary(
     lines += [
         f"**{stage['stage']}** {stage['state']}:\n\n{_quoted(stage['message'])}"
         for stage in stages
-        if stage["state"] not in (*GOOD, BLOCKED, NOT_RUN)
+        if stage["state"] not in (*GOOD_STATES, BLOCKED, NOT_RUN)
     ]
-    if params is not None and states.get("evaluate") in GOOD:
+    if params is not None and states.get("evaluate") in GOOD_STATES:
         lines.append("\n".join(["| | |", "|---|---|", *_facts(params, states)]))
     if trained := record.against_plan(record.read()):
         lines.append(f"finetune took {trained}")
@@ -173,7 +171,7 @@ def _summary(
 
 
 def _verdict(states: Mapping[str, str]) -> str:
-    bad = {stage: state for stage, state in states.items() if state not in (*GOOD, BLOCKED, NOT_RUN)}
+    bad = {stage: state for stage, state in states.items() if state not in (*GOOD_STATES, BLOCKED, NOT_RUN)}
     closed = [stage for stage, state in bad.items() if state == "GateClosed"]
     if bad and len(closed) == len(bad):
         return f"A gate is closed: {', '.join(closed)}"
@@ -195,5 +193,5 @@ def _facts(params: Params, states: Mapping[str, str]) -> Iterator[str]:
             if other := _test_metrics(_report(params, stage)).get(str(name)):
                 yield f"| {word} | {summary.interval(other)} |"
     for word, stage, path in (("report", "report", "report_page"), ("export", "export", "export")):
-        if states.get(stage) in GOOD and Path(getattr(params.paths, path)).exists():
+        if states.get(stage) in GOOD_STATES and Path(getattr(params.paths, path)).exists():
             yield f"| {word} | `{getattr(params.paths, path)}` |"

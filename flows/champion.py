@@ -17,8 +17,8 @@ from prefect.states import Completed, Failed
 from flows import clones, comparing, registry
 from flows.comparison_page import in_short, lines, records
 from flows.git import git, remote_git
-from flows.landing import STEP
 from flows.promotion import crown, refuse_unfit
+from flows.states import TASK
 from tunewright.comparison import Comparison
 from tunewright.errors import Unreachable, UserError
 from tunewright.files import write_json
@@ -30,7 +30,7 @@ FILE = STATE / "champion.json"
 RUN = "this run"
 
 
-@task(task_run_name="champion", **STEP)
+@task(task_run_name="champion", **TASK)
 def judge() -> State[None]:
     """Hold the model as it stands against the champion, and promote it where it is blessed and committed.
 

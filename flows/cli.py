@@ -216,16 +216,16 @@ def sweep(
             ready()
             state: Any = flow(
                 settings,
-                name,
-                trials,
-                sampler,
-                metric,
-                direction,
-                seed,
-                jobs,
-                trial_timeout,
-                runner,
-                address,
+                name=name,
+                trials=trials,
+                sampler=sampler,
+                metric=metric,
+                direction=direction,
+                seed=seed,
+                jobs=jobs,
+                trial_timeout_seconds=trial_timeout,
+                task_runner=runner,
+                address=address,
                 return_state=True,
             )
         if not state.is_completed():

@@ -15,8 +15,8 @@ from flows.graph import ancestors, graph
 from flows.processes import Groups
 from tunewright import machines
 from tunewright.errors import UserError
+from tunewright.masking import masked
 from tunewright.params import load_params
-from tunewright.privacy import mask
 from tunewright.stage import QUIET, SPIN, arguments, sole
 
 STAGE = "finetune"
@@ -51,8 +51,8 @@ def _bring_inputs() -> None:
 
     def on_line(line: str) -> None:
         nonlocal ended
-        ended = mask(line) or ended
-        console.output("inputs", mask(line))
+        ended = masked(line) or ended
+        console.output("inputs", masked(line))
 
     with Groups() as groups:
         # What dvc.lock names; then what has changed since, from the run cache or by running it.

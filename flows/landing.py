@@ -12,22 +12,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows import clones, transfer
 from flows.git import git, remote_git
 from flows.processes import Groups, Stopped
+from flows.states import TASK
 from tunewright.errors import Unreachable, UserError
-from tunewright.privacy import mask
+from tunewright.masking import masked
 
 Record = Literal["branch", "current", "nobody"]
-RETRY_DELAYS_SECONDS = [10.0, 30.0, 90.0]
 
 
 @dataclass
@@ -43,26 +42,13 @@ class Landed:
     failed: Exception | None = None
 
 
-def _worth_repeating(_task: Any, _task_run: Any, state: State) -> bool:
-    return state.name == "Unreachable"
-
-
-STEP: dict[str, Any] = {
-    "cache_policy": NO_CACHE,
-    "persist_result": False,
-    "retries": len(RETRY_DELAYS_SECONDS),
-    "retry_delay_seconds": RETRY_DELAYS_SECONDS,
-    "retry_condition_fn": _worth_repeating,
-}
-
-
 def imports() -> list[str]:
     """The `.dvc` files that name an origin: what `dvc import`, `import-url` and `import-db` wrote."""
     listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", "*.dvc").split("\0")
     return [name for name in listed if name and Path(name).is_file() and "\ndeps:" in f"\n{Path(name).read_text()}"]
 
 
-@task(task_run_name="update imports", **STEP)
+@task(task_run_name="update imports", **TASK)
 def update(landed: Landed) -> State[None]:
     """Ask the origin of each import whether it has changed, and bring what has."""
     found = imports()
@@ -77,15 +63,15 @@ def update(landed: Landed) -> State[None]:
     return Completed(name="Unchanged", message=f"{len(found)} imports are as they were")
 
 
-@task(task_run_name="bring data", **STEP)
+@task(task_run_name="bring data", **TASK)
 def bring(landed: Landed) -> State[None]:
     """Lay out what dvc.lock and the `.dvc` files name, so far as the cache or the remote has it."""
     told: list[str] = []
     failed = _transfer(landed, "bring", told=told)
-    return failed or Completed(name="Brought", message=mask(told[-1]))
+    return failed or Completed(name="Brought", message=masked(told[-1]))
 
 
-@task(task_run_name="record", **STEP)
+@task(task_run_name="record", **TASK)
 def record(landed: Landed, how: Record) -> State[None]:
     """Commit what the run has changed of what git tracks, dvc.lock first of all, and push it to where it belongs."""
     clone = clones.here()
@@ -157,7 +143,7 @@ def _to_current(clone: clones.RunClone) -> str:
     return clone.branch
 
 
-@task(task_run_name="push", **STEP)
+@task(task_run_name="push", **TASK)
 def push(landed: Landed) -> State[None]:
     """Push data, cache and run cache to DVC's remote."""
     told: list[str] = []
@@ -176,7 +162,7 @@ def _transfer(landed: Landed, what: str, *targets: str, told: list[str] | None =
     except Stopped:
         landed.failed = UserError("ended with the run")
         return Failed(name="Stopped", message="ended with the run")
-    message = mask(lines[-1] if lines else "")
+    message = masked(lines[-1] if lines else "")
     if status == 0:
         landed.failed = None
         return None

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flows import console
 from flows.processes import Groups, Stopped
-from flows.reproduce import FAILED_STATES
 from flows.search import Goal, NoMetric, Values, params_with, written
+from flows.states import FAILED_STATES
 from flows.trials import Clone
 from tunewright.errors import Unreachable, UserError
 from tunewright.files import read_json
-from tunewright.privacy import mask
+from tunewright.masking import masked
 from tunewright.stage import STATE
 
 ENDED = ("Finished", "GateClosed", "BadInput")
@@ -100,9 +101,10 @@ def _run(trial: Trial, ask: Ask, clone: Clone, groups: Groups) -> Trial:
     with log_file.open("w", encoding="utf-8") as log:
 
         def on_line(line: str) -> None:
-            line = mask(line)  # a library's own warning can quote a row
-            log.write(f"{line}\n")
-            log.flush()
+            line = masked(line)  # a library's own warning can quote a row, or a secret
+            with suppress(OSError):  # a full disk: who does not read on would leave the trial waiting
+                log.write(f"{line}\n")
+                log.flush()
             console.output(trial.experiment, line)
 
         if ask.through_remote:
@@ -145,4 +147,4 @@ def _through_remote(command: list[str], clone: Clone, groups: Groups) -> None:
     """
     lines: list[str] = []
     if groups.dvc(*command, on_line=lines.append, timeout_seconds=None, folder=clone.folder):
-        raise Unreachable(f"`dvc {command[0]}` of DVC's remote: {mask(' '.join(lines[-3:]))}")
+        raise Unreachable(f"`dvc {command[0]}` of DVC's remote: {masked(' '.join(lines[-3:]))}")

@@ -16,8 +16,8 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows import clones
-from flows.reproduce import FAILED_STATES
 from flows.scoring import Scored, Wish
+from flows.states import FAILED_STATES
 from flows.which_model import score_with, told
 from tunewright.errors import UserError
 from tunewright.stage import end_with_parent

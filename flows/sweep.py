@@ -29,8 +29,9 @@ from flows.away import Parcel, Told
 from flows.cluster import Runner
 from flows.members import ENDED, Ask, Trial, bring_to_end
 from flows.processes import Groups
-from flows.reproduce import FAILED_STATES, leave
+from flows.reproduce import leave
 from flows.search import Direction, Goal, Sampler, Search, Values, params_with, prepare, shown
+from flows.states import FAILED_STATES
 from flows.trials import Clone, look_at
 from tunewright import charts
 from tunewright.errors import UserError

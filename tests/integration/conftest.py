@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +29,15 @@ from ruamel.yaml import YAML
 from flows.server import Server
 from tunewright.params import PathsParams
 
+REPOSITORY = Path(__file__).parents[2]
+
 STAGE = """
 from __future__ import annotations
 
 import os
+import shutil
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -121,6 +130,19 @@ def environment(**more: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
+class Served:
+    """`tunewright serve`: its process, and the address of its page."""
+
+    process: subprocess.Popen[str]
+    page: str
+
+    @property
+    def api_url(self) -> str:
+        """Where its API is asked."""
+        return f"{self.page}/api"
+
+
+@dataclass(frozen=True)
 class Toy:
     """The toy project, in its folder."""
 
@@ -151,6 +173,40 @@ class Toy:
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+    @contextmanager
+    def served(self, deployed: bool = True) -> Iterator[Served]:
+        """`tunewright serve` at work while the block lasts, and by default everything deployed."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        serving = self.start("serve", "--port", str(port))
+        try:
+            _wait_for((self.folder / ".tunewright" / "server.json").exists, 600)
+            if deployed:
+                done = self.tunewright("deploy")
+                assert done.returncode == 0, done.stdout + done.stderr
+            yield Served(serving, f"http://127.0.0.1:{port}")
+        finally:
+            serving.send_signal(signal.SIGTERM)
+            output, _ = serving.communicate(timeout=300)
+        assert serving.returncode != 0, output
+        assert self.survivors() == []
+
+    def commit_with_flows(self, *before: list[str]) -> None:
+        """Put what deployments run into the project, and all of it into git; `before`: commands just before that."""
+        shutil.copy(REPOSITORY / "prefect.yaml", self.folder)
+        shutil.copytree(REPOSITORY / "flows", self.folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+        (self.folder / ".gitignore").write_text(".tunewright/\n__pycache__/\nreports/\nout/\n")
+        for command in (
+            *before,
+            ["git", "config", "user.name", "test"],
+            ["git", "config", "user.email", "test@example.com"],
+            ["git", "add", "--all"],
+            ["git", "commit", "--quiet", "--message", "The project"],
+        ):
+            done = self.sh(*command)
+            assert done.returncode == 0, done.stdout + done.stderr
 
     def set(self, dotted: str, value: Any) -> None:
         """Set one key of params.yaml."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import signal
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +10,6 @@ from typing import Any
 import psutil
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -69,23 +65,9 @@ class Standing:
 @pytest.fixture
 def standing(toy_alone: Any, wait_for: Any, ask: Any) -> Iterator[Standing]:
     toy = toy_alone
-    shutil.copy(REPOSITORY / "prefect.yaml", toy.folder)
-    shutil.copytree(REPOSITORY / "flows", toy.folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
-    (toy.folder / ".gitignore").write_text(".tunewright/\n__pycache__/\nreports/\nout/\n")
-    for command in (["config", "user.name", "test"], ["config", "user.email", "t@example.com"], ["add", "--all"]):
-        assert toy.sh("git", *command).returncode == 0
-    assert toy.sh("git", "commit", "--quiet", "--message", "The project").returncode == 0
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    serving = toy.start("serve", "--port", port)
-    try:
-        wait_for((toy.folder / ".tunewright" / "server.json").exists, 300)
-        assert toy.tunewright("deploy").returncode == 0
-        yield Standing(toy, serving, f"http://127.0.0.1:{port}/api", ask, wait_for)
-    finally:
-        serving.send_signal(signal.SIGTERM)
-        serving.communicate(timeout=300)
+    toy.commit_with_flows()
+    with toy.served() as served:
+        yield Standing(toy, served.process, served.api_url, ask, wait_for)
 
 
 @pytest.mark.heavy

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import signal
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +10,11 @@ REPOSITORY = Path(__file__).parents[2]
 
 def test_serve_deploy_and_run_through_a_worker(toy_alone: Any, wait_for: Any, ask: Any) -> None:
     toy = toy_alone
-    shutil.copy(REPOSITORY / "prefect.yaml", toy.folder)
-    shutil.copytree(REPOSITORY / "flows", toy.folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
-    (toy.folder / ".gitignore").write_text(".tunewright/\n__pycache__/\nreports/\nout/\n")
-    for command in (
-        ["git", "config", "user.name", "test"],
-        ["git", "config", "user.email", "test@example.com"],
-        ["git", "add", "--all"],
-        ["git", "commit", "--quiet", "--message", "The project"],
-    ):
-        assert toy.sh(*command).returncode == 0
+    toy.commit_with_flows()
     assert toy.tunewright("deploy").returncode == 2  # no server stands
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    serving = toy.start("serve", "--port", port)
-    try:
-        wait_for((toy.folder / ".tunewright" / "server.json").exists, 600)
-        api_url = f"http://127.0.0.1:{port}/api"
-
-        deployed = toy.tunewright("deploy")
-        assert deployed.returncode == 0, deployed.stdout + deployed.stderr
+    with toy.served() as served:
+        api_url = served.api_url
         deployment = ask(api_url, "/deployments/name/reproduce/reproduce")
         assert deployment["work_pool_name"] == "tunewright"
         assert deployment["entrypoint"] == "flows/reproduce.py:reproduce"
@@ -71,10 +51,6 @@ def test_serve_deploy_and_run_through_a_worker(toy_alone: Any, wait_for: Any, as
 
         toy.set("last.text", "other")
         done = toy.tunewright("run")  # finds the standing server
-        assert done.returncode == 0 and f"http://127.0.0.1:{port}" in done.stdout
+        assert done.returncode == 0 and served.page in done.stdout
         assert toy.executed() == ["last"]
-    finally:
-        serving.send_signal(signal.SIGTERM)
-        output, _ = serving.communicate(timeout=60)
-    assert serving.returncode == 130, output
-    assert toy.survivors() == []
+    assert served.process.returncode == 130

@@ -6,12 +6,9 @@ The toy project stands in git, its raw data is imported by DVC from a file outsi
 from __future__ import annotations
 
 import shutil
-import signal
-import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +16,9 @@ from typing import Any
 import pytest
 
 from flows import registry
-from tests.integration.conftest import Toy
+from tests.integration.conftest import REPOSITORY, Toy
 from tests.integration.test_champion import Project, project  # noqa: F401
 
-REPOSITORY = Path(__file__).parents[2]
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 LIMIT_SECONDS = 900
 
@@ -97,22 +93,13 @@ class Production:
 
 def make_production(toy: Any, folder: Path) -> tuple[Path, Path]:
     """Put the flows into the toy project, its raw data under DVC's import, all of it into git; origin and remote."""
-    shutil.copy(REPOSITORY / "prefect.yaml", toy.folder)
-    shutil.copytree(REPOSITORY / "flows", toy.folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
-    (toy.folder / ".gitignore").write_text(".tunewright/\n__pycache__/\nreports/\nout/\n/raw.txt\n")
     origin, remote = folder / "origin.txt", folder / "remote"
     origin.write_text("raw")
     (toy.folder / "raw.txt").unlink()
-    for command in (
+    toy.commit_with_flows(
         ["dvc", "import-url", "--quiet", str(origin), "raw.txt"],
         ["dvc", "remote", "add", "--default", "store", str(remote)],
-        ["git", "config", "user.name", "test"],
-        ["git", "config", "user.email", "test@example.com"],
-        ["git", "add", "--all"],
-        ["git", "commit", "--quiet", "--message", "The project"],
-    ):
-        done = toy.sh(*command)
-        assert done.returncode == 0, done.stdout + done.stderr
+    )
     return origin, remote
 
 
@@ -126,26 +113,8 @@ def production(toy_alone: Any, tmp_path: Path, wait_for: Any, ask: Any) -> Itera
         (REPOSITORY / "prefect.yaml").read_text().replace("0 3 * * *", "* * * * *")
     )
     assert toy.sh("git", "commit", "--quiet", "--all", "--message", "Every minute").returncode == 0
-    with served(toy, wait_for) as api_url:
-        yield Production(toy, api_url, origin, remote, ask, wait_for)
-
-
-@contextmanager
-def served(toy: Toy, wait_for: Any) -> Iterator[str]:
-    """`tunewright serve` at work and everything deployed while the block lasts; gives the server's API."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    serving = toy.start("serve", "--port", port)
-    try:
-        wait_for((toy.folder / ".tunewright" / "server.json").exists, LIMIT_SECONDS)
-        deployed = toy.tunewright("deploy")
-        assert deployed.returncode == 0, deployed.stdout + deployed.stderr
-        yield f"http://127.0.0.1:{port}/api"
-    finally:
-        serving.send_signal(signal.SIGTERM)
-        serving.communicate(timeout=120)
-    assert toy.survivors() == []
+    with toy.served() as served:
+        yield Production(toy, served.api_url, origin, remote, ask, wait_for)
 
 
 @pytest.mark.heavy
@@ -279,8 +248,8 @@ def test_the_champion_is_replaced_and_rolled_back(
         assert found is not None
         return found.name, found.commit
 
-    with served(toy, wait_for) as api_url:
-        production = Production(toy, api_url, tmp_path, tmp_path / "store", ask, wait_for)
+    with toy.served() as served:
+        production = Production(toy, served.api_url, tmp_path, tmp_path / "store", ask, wait_for)
         first = production.run("reproduce/reproduce")
         assert production.states(first)["champion"] == "Promoted", first["state"]
         assert champion() == ("model@v0.0.1", production.git("rev-parse", "HEAD"))

@@ -7,8 +7,6 @@ import io
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -284,13 +282,8 @@ def test_the_real_page_shows_the_graph_and_the_artifacts_and_asks_nobody_else(
 ) -> None:
     toy = toy_alone
     toy.set("two.mode", "gate")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    page = f"http://127.0.0.1:{port}"
-    serving = toy.start("serve", "--port", str(port))
-    try:
-        wait_for((toy.folder / ".tunewright" / "server.json").exists, 240)
+    with toy.served(deployed=False) as served:
+        page, serving = served.page, served.process
         wait_for(lambda: ask(f"{page}/api", "/work_pools/filter", limit=1), 240)  # the worker has come
         family = [psutil.Process(serving.pid), *psutil.Process(serving.pid).children(recursive=True)]
         listening = {
@@ -323,10 +316,7 @@ def test_the_real_page_shows_the_graph_and_the_artifacts_and_asks_nobody_else(
             assert hosts == {"127.0.0.1"}
         finally:
             chromium.close()
-    finally:
-        serving.send_signal(signal.SIGTERM)
-        output, _ = serving.communicate(timeout=120)
-    assert serving.returncode == 130, output
+    assert serving.returncode == 130
     asked = hosts_asked()
     commands = " ".join(command for told in asked.values() for command in told)
     assert "worker start" in commands and "uvicorn" in commands

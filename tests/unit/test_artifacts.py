@@ -100,9 +100,8 @@ def test_a_stage_is_blocked_by_a_gate_and_not_run_below_a_failure() -> None:
         "below": Stage("below", "Blocked", "gate above is closed"),
         "bad": Stage("bad", "BadInput"),
     }
-    good = ("Ran", "Restored", "Unchanged")
-    assert held_up(["a"], ended, good) is None
-    assert held_up(["a", "gate"], ended, good) == ("Blocked", "gate above is closed")
-    assert held_up(["below"], ended, good) == ("Blocked", "gate above is closed")
-    assert held_up(["gate", "bad"], ended, good) == ("NotRun", "bad above did not end well")
-    assert held_up(["never"], ended, good) == ("NotRun", "never above did not end well")
+    assert held_up(["a"], ended) is None
+    assert held_up(["a", "gate"], ended) == ("Blocked", "gate above is closed")
+    assert held_up(["below"], ended) == ("Blocked", "gate above is closed")
+    assert held_up(["gate", "bad"], ended) == ("NotRun", "bad above did not end well")
+    assert held_up(["never"], ended) == ("NotRun", "never above did not end well")
