@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tunewright.files import read_json, write_json
 from tunewright.stage import STATE
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 UNCHANGED = STATE / "unchanged.json"
 """The stages that were up to date at the last asking, and each file that this was about."""
+POLL_SECONDS = 2.0
+Answer = TypeVar("Answer")
 _ALWAYS = ("dvc.yaml", "dvc.lock", ".dvcignore", ".dvc/config", ".dvc/config.local")
 
 
@@ -48,6 +50,21 @@ def plan() -> tuple[list[Node], dict[str, tuple[str, ...]]]:
         if all(stat is None or stat[2] < began for stat in files.values()):  # or it may have changed meanwhile
             write_json(UNCHANGED, {"stages": [node.name for node in nodes], "paths": paths, "files": files})
     return nodes, changed
+
+
+def when_free(ask: Callable[[], Answer], say: Callable[[str], None]) -> Answer:
+    """The answer of `ask`, waited for while another `dvc` holds what it reads; `say` is told once, and who that is."""
+    from flows.faults import Locked
+
+    told = False
+    while True:
+        try:
+            return ask()
+        except Locked as locked:
+            if not told:
+                say(f"waiting: {locked}")
+                told = True
+        time.sleep(POLL_SECONDS)
 
 
 def _cached_objects(cache_folder: Callable[[], Path]) -> list[str]:

@@ -143,7 +143,7 @@ def _run(jobs: int, stage_timeout: float | None) -> None:
     if (names := asking.up_to_date()) is None:
         load_params()
         repair.before_a_run()
-        nodes, changed = asking.plan()
+        nodes, changed = asking.when_free(asking.plan, progress.note)
         names = None if changed else [node.name for node in nodes]
     if names is not None:
         for name in names:

@@ -13,13 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tunewright.errors import EXIT_DISK_FULL
+from tunewright.errors import EXIT_DISK_FULL, UserError
 from tunewright.files import no_space
 from tunewright.stage import MEMORY_HINT
 
 MEND_LOCK_FILE = "`tunewright repair` puts the last good one back."
 MEND_RWLOCK = "`tunewright repair` removes it where no process can hold it."
 _MOST_CHARACTERS = 900  # so that a fault goes through a pipe in one piece
+
+
+class Locked(UserError):
+    """Another `dvc` is at work on what was asked for. The message names it."""
+
+    outcome = "locked"
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,14 @@ def untold(status: int, fault: Fault | None, log_file: Path) -> tuple[str, str]:
     own = status if fault is None else fault.exit_status
     last = [line for line in log_file.read_text(encoding="utf-8").splitlines() if line.strip()][-3:]
     return "DiskFull" if own == EXIT_DISK_FULL else "Failed", f"exit status {own}: " + " / ".join(last)
+
+
+def told(error: BaseException) -> UserError:
+    """An exception of DVC's as what is said to a user."""
+    from dvc.lock import LockError
+
+    locked = any(isinstance(cause, LockError) for cause in _causes(error))
+    return (Locked if locked else UserError)(explained(error))
 
 
 def explained(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.faults import explained
+from flows.faults import explained, told
 from tunewright.errors import UserError
 
 # DVC's telemetry off, in this process and in every `dvc` that it starts.
@@ -59,7 +59,7 @@ def changes(stage: str | None = None) -> dict[str, tuple[str, ...]]:
     where they are known. A stage that is up to date is not named.
 
     Raises
-        UserError  when DVC can't read the project, with the command that mends it.
+        UserError  when DVC can't read the project, with the command that mends it; Locked where another `dvc` works.
     """
     with _repo() as repo:
         return _changes(repo, stage)
@@ -346,4 +346,4 @@ def _repo() -> Iterator[Any]:
             with Repo(_wait_for_lock=True) as repo:
                 yield repo
         except DvcException as error:
-            raise UserError(explained(error)) from error
+            raise told(error) from error

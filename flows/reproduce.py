@@ -103,7 +103,7 @@ def _all_steps(
     began_with = asking.tree_here() if deployed else ""
     if deployed and (before := asking.done_before(began_with, settings)) is not None:
         return Completed(name="Unchanged", message=f"nothing has changed since {before['run']}, which ended well")
-    nodes, run.changed = plan(allow_missing=deployed)
+    nodes, run.changed = asking.when_free(lambda: plan(allow_missing=deployed), _say_waiting)
     if deployed and run.changed:
         if (state := landing.bring(landed, return_state=True)).type != StateType.COMPLETED:
             return _failed_step("bring data", state)

@@ -16,6 +16,7 @@ FAILED_STATES = {
     "unreachable": "Unreachable",
     "out_of_memory": "OutOfMemory",
     "disk_full": "DiskFull",
+    "locked": "Locked",
     "stopped": "Stopped",
 }
 BLOCKED = "Blocked"

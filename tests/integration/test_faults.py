@@ -123,22 +123,37 @@ def test_pytorch_s_own_lack_of_memory_is_told_as_such(toy: Any) -> None:
 
 @pytest.mark.heavy
 def test_a_run_waits_for_a_bare_dvc_and_names_it(toy: Any, wait_for: Any) -> None:
-    """Row 6: `dvc repro` holds a stage; the run repeats, and then tells who holds it."""
+    """Row 6: `dvc repro` is at work when the run begins."""
     toy.set("one.mode", "hold")
     alone = subprocess.Popen(["dvc", "repro", "-q"], cwd=toy.folder, env=toy.environment())
     wait_for((toy.folder / ".tunewright/holding").exists, 300)
-    held = toy.flow("flow.stage.retry_delay_seconds = [0.1, 0.1, 0.1]\nflow.reproduce(return_state=True)")
-    assert toy.ended()["one"] == "Locked", held.stdout
-    assert f"(PID {alone.pid}):" in toy.flow_run()["state"]["message"]
-    assert toy.executed() == ["one", "side"]
-
-    waiting = toy.start("run")  # with the delays that it has
-    wait_for(lambda: toy.states().get("one") == "AwaitingRetry", 300)
+    waiting = toy.start("run")
+    assert next(line for line in waiting.stdout if "waiting: DVC: " in line)
+    assert f"(PID {alone.pid}):" in waiting.stdout.readline() + waiting.stdout.readline()
     (toy.folder / ".tunewright/go").touch()
     assert alone.wait(timeout=300) == 0
     ended(toy, waiting, 0)
-    assert toy.ended()["one"] == "Unchanged"
-    assert toy.executed() == ["last", "two"]
+    assert toy.executed() == ALL
+
+
+@pytest.mark.heavy
+def test_a_stage_that_a_bare_dvc_holds_is_tried_again(toy: Any, wait_for: Any) -> None:
+    """Row 6: `dvc repro` takes a stage in mid-run."""
+    edit_command(toy, "side", "until [ -f free ]; do sleep 0.1; done; python -m stages.side")
+    toy.set("one.mode", "hold")
+    run = toy.start("run", "--jobs", "1")
+    wait_for((toy.folder / ".tunewright/holding").exists, 300)
+    bare = subprocess.Popen(["dvc", "repro", "-q", "-s", "side"], cwd=toy.folder, env=toy.environment())
+    rwlock = toy.folder / ".dvc/tmp/rwlock"
+    wait_for(lambda: "out/side.txt" in rwlock.read_text(), 300)
+    (toy.folder / ".tunewright/go").touch()
+    wait_for(lambda: toy.states().get("side") == "AwaitingRetry", 300)
+    (toy.folder / "free").touch()
+    assert bare.wait(timeout=300) == 0
+    printed = ended(toy, run, 0)
+    assert f"(PID {bare.pid}):" in printed
+    assert toy.ended() == {**dict.fromkeys(ALL, "Ran"), "side": "Restored"}
+    assert toy.executed() == ALL
 
 
 @pytest.mark.heavy
