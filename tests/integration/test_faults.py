@@ -128,8 +128,12 @@ def test_a_run_waits_for_a_bare_dvc_and_names_it(toy: Any, wait_for: Any) -> Non
     alone = subprocess.Popen(["dvc", "repro", "-q"], cwd=toy.folder, env=toy.environment())
     wait_for((toy.folder / ".tunewright/holding").exists, 300)
     waiting = toy.start("run")
-    assert next(line for line in waiting.stdout if "waiting: DVC: " in line)
-    assert f"(PID {alone.pid}):" in waiting.stdout.readline() + waiting.stdout.readline()
+    printed = ""
+    while f"(PID {alone.pid}):" not in printed:
+        line = waiting.stdout.readline()
+        assert line, printed
+        printed += line
+    assert "waiting: DVC: " in printed
     (toy.folder / ".tunewright/go").touch()
     assert alone.wait(timeout=300) == 0
     ended(toy, waiting, 0)
