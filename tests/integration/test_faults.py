@@ -143,20 +143,28 @@ def test_a_run_waits_for_a_bare_dvc_and_names_it(toy: Any, wait_for: Any) -> Non
 @pytest.mark.heavy
 def test_a_stage_that_a_bare_dvc_holds_is_tried_again(toy: Any, wait_for: Any) -> None:
     """Row 6: `dvc repro` takes a stage in mid-run."""
-    edit_command(toy, "side", "until [ -f free ]; do sleep 0.1; done; python -m stages.side")
-    toy.set("one.mode", "hold")
-    run = toy.start("run", "--jobs", "1")
-    wait_for((toy.folder / ".tunewright/holding").exists, 300)
-    bare = subprocess.Popen(["dvc", "repro", "-q", "-s", "side"], cwd=toy.folder, env=toy.environment())
+    roots = {"one", "side"}
+    for stage in roots:
+        edit_command(toy, stage, f"until [ -f free_{stage} ]; do sleep 0.1; done; python -m stages.{stage}")
     rwlock = toy.folder / ".dvc/tmp/rwlock"
-    wait_for(lambda: "out/side.txt" in rwlock.read_text(), 300)
-    (toy.folder / ".tunewright/go").touch()
-    wait_for(lambda: toy.states().get("side") == "AwaitingRetry", 300)
-    (toy.folder / "free").touch()
+
+    def at_work() -> set[str]:
+        written = json.loads(rwlock.read_text() or "{}").get("write", {}) if rwlock.exists() else {}
+        return {Path(path).stem for path in written} & roots
+
+    run = toy.start("run", "--jobs", "1")
+    wait_for(at_work, 300)
+    (first,) = at_work()
+    (second,) = roots - {first}
+    bare = subprocess.Popen(["dvc", "repro", "-q", "-s", second], cwd=toy.folder, env=toy.environment())
+    wait_for(lambda: at_work() == roots, 300)
+    (toy.folder / f"free_{first}").touch()
+    wait_for(lambda: toy.states().get(second) == "AwaitingRetry", 300)
+    (toy.folder / f"free_{second}").touch()
     assert bare.wait(timeout=300) == 0
     printed = ended(toy, run, 0)
     assert f"(PID {bare.pid}):" in printed
-    assert toy.ended() == {**dict.fromkeys(ALL, "Ran"), "side": "Restored"}
+    assert toy.ended() == {**dict.fromkeys(ALL, "Ran"), second: "Restored"}
     assert toy.executed() == ALL
 
 
