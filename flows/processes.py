@@ -18,8 +18,7 @@ from typing import IO, Protocol
 
 import psutil
 
-from flows.faults import Fault
-from flows.warm import Forked, Warm
+from flows.warm import Ending, Forked, Warm
 from tunewright.stage import PARENT_VARIABLE
 
 GRACE_SECONDS = 10.0
@@ -118,10 +117,10 @@ class Groups:
         on_line: Callable[[str], None],
         timeout_seconds: float | None,
         folder: Path | None = None,
-        on_fault: Callable[[Fault], None] | None = None,
+        on_end: Callable[[Ending], None] | None = None,
     ) -> int:
         """Run a `dvc` command to its end, in that folder or the working one, each line of its output given to
-        `on_line`; its exit status. Why it failed is given to `on_fault`, where it could tell.
+        `on_line`; its exit status. What that does not tell is given to `on_end`.
 
         Raises
             subprocess.TimeoutExpired  after its whole group was ended.
@@ -146,8 +145,8 @@ class Groups:
             reader.join(timeout=5)
         if not self._open:
             raise Stopped
-        if process.fault is not None and on_fault is not None:
-            on_fault(process.fault)
+        if on_end is not None:
+            on_end(process.ending)
         return status
 
 

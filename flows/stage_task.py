@@ -16,10 +16,11 @@ from prefect.states import Cancelled, Completed, Failed
 
 from flows import console, live
 from flows.above import held_up
-from flows.faults import Fault, untold
+from flows.faults import untold
 from flows.graph import NEVER_RAN, Node, changes
 from flows.processes import Groups, Stopped
 from flows.states import FAILED_STATES, TASK
+from flows.warm import Ending
 from tunewright.errors import UserError
 from tunewright.files import read_json
 from tunewright.masking import masked
@@ -105,7 +106,7 @@ def _reproduce(node: Node, why: tuple[str, ...], run: Run) -> StageRun:
     # the flow's; --quiet leaves the stage's own lines: what DVC has to say comes as its fault.
     command = ["--wait-for-lock", "repro", "--quiet", "-s", node.name]
     started = time.perf_counter()
-    faults: list[Fault] = []
+    endings: list[Ending] = []
     with log_file.open("w", encoding="utf-8") as log:
 
         def on_line(line: str) -> None:
@@ -118,7 +119,7 @@ def _reproduce(node: Node, why: tuple[str, ...], run: Run) -> StageRun:
         try:
             with live.shown(node.name):
                 status = run.groups.dvc(
-                    *command, on_line=on_line, timeout_seconds=run.timeout_seconds, on_fault=faults.append
+                    *command, on_line=on_line, timeout_seconds=run.timeout_seconds, on_end=endings.append
                 )
         except subprocess.TimeoutExpired:
             limit = f"{run.timeout_seconds:g} s"
@@ -128,11 +129,11 @@ def _reproduce(node: Node, why: tuple[str, ...], run: Run) -> StageRun:
             return StageRun(node.name, "Stopped", why, time.perf_counter() - started, "ended with the run")
     seconds = time.perf_counter() - started
     if status == 0:
-        if story.is_file():
+        if endings[0].executed:
             return StageRun(node.name, "Ran", why, seconds, f"ran in {seconds:.1f} s")
         return StageRun(node.name, "Restored", why, seconds, f"restored from DVC's cache in {seconds:.1f} s")
     told = read_json(story) if story.is_file() else {}
     if told.get("outcome") in (None, "ran"):  # DVC itself, or a stage that was killed before it could tell
-        state, message = untold(status, faults[0] if faults else None, log_file)
+        state, message = untold(status, endings[0].fault, log_file)
         return StageRun(node.name, state, why, seconds, masked(message))
     return StageRun(node.name, FAILED_STATES.get(told["outcome"], "Failed"), why, seconds, told["message"])

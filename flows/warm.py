@@ -19,7 +19,7 @@ import socket
 import subprocess
 import sys
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -30,14 +30,23 @@ _LARGEST_REQUEST = 65536
 _LARGEST_ANSWER = 4096  # a pipe passes on so much in one piece
 
 
+@dataclass
+class Ending:
+    """What DVC's own exit status does not tell. executed: the command of a stage was started, not only restored.
+    fault: why it failed, where it could tell."""
+
+    executed: bool = False
+    fault: Fault | None = None
+
+
 class Forked:
     """One command, in a session and a process group of its own."""
 
     def __init__(self, pid: int, output: IO[str], status_pipe: int) -> None:
         self.pid = pid
         self.stdout = output
-        self.fault: Fault | None = None
-        """Why it failed, as soon as it has and where it could tell."""
+        self.ending = Ending()
+        """Told once it has ended."""
         self._status_pipe = status_pipe
         self._status: int | None = None
 
@@ -46,8 +55,8 @@ class Forked:
         if self._status is None and select.select([self._status_pipe], [], [], 0)[0]:
             told = os.read(self._status_pipe, _LARGEST_ANSWER)
             os.close(self._status_pipe)
-            self._status, fault = json.loads(told) if told else (-signal.SIGKILL, None)
-            self.fault = Fault(**fault) if fault else None
+            self._status, executed, fault = json.loads(told) if told else (-signal.SIGKILL, False, None)
+            self.ending = Ending(executed, Fault(**fault) if fault else None)
         return self._status
 
     def wait(self, timeout_seconds: float | None) -> int:
@@ -131,7 +140,7 @@ def _serve(channel: socket.socket) -> None:
 
 def _run(channel: socket.socket, folder: str, arguments: list[str], output: int, status_pipe: int) -> NoReturn:
     """What a fork does: tell its number, run `dvc` in that folder with these arguments, and tell how it ended."""
-    status, faults = 1, list[Fault]()
+    status, ending = 1, Ending()
     try:
         os.setsid()  # before it is known: whoever knows it may end its group
         channel.send(str(os.getpid()).encode())
@@ -147,31 +156,37 @@ def _run(channel: socket.socket, folder: str, arguments: list[str], output: int,
         else:
             from dvc.cli import main
 
-            _watch(faults)
+            _watch(ending)
             status = main(arguments)
     finally:
-        fault = asdict(faults[0]) if faults and status else None
+        fault = asdict(ending.fault) if ending.fault and status else None
         with contextlib.suppress(OSError):  # nobody reads any more
             sys.stdout.flush()
             sys.stderr.flush()
-        os.write(status_pipe, json.dumps([status, fault], ensure_ascii=False).encode())
+        os.write(status_pipe, json.dumps([status, ending.executed, fault], ensure_ascii=False).encode())
         os._exit(status)
 
 
-def _watch(faults: list[Fault]) -> None:
-    """Have the exception that a `dvc` command ends with told here too: its command line prints it, or nothing."""
+def _watch(ending: Ending) -> None:
+    """Have told here what a `dvc` command itself only prints, or not at all: the exception that it ends with, and that
+    a stage's command was started."""
+    import dvc.stage.run
     from dvc.cli.command import CmdBase
 
-    do_run = CmdBase.do_run
+    do_run, cmd_run = CmdBase.do_run, dvc.stage.run.cmd_run
 
     def watched(command: Any) -> Any:
         try:
             return do_run(command)
         except Exception as error:
-            faults.append(fault_of(error))
+            ending.fault = ending.fault or fault_of(error)
             raise
 
-    CmdBase.do_run = watched
+    def executed(*arguments: Any, **settings: Any) -> Any:
+        ending.executed = True
+        return cmd_run(*arguments, **settings)
+
+    CmdBase.do_run, dvc.stage.run.cmd_run = watched, executed
 
 
 if __name__ == "__main__":
