@@ -191,7 +191,7 @@ class Toy:
             serving.send_signal(signal.SIGTERM)
             output, _ = serving.communicate(timeout=300)
         assert serving.returncode != 0, output
-        _wait_for(lambda: self.survivors() == [])  # the process of a run goes a moment after its last state
+        assert self.survivors() == []
 
     def commit_with_flows(self, *before: list[str]) -> None:
         """Put what deployments run into the project, and all of it into git; `before`: commands just before that."""
@@ -254,16 +254,16 @@ class Toy:
         parsed: dict[str, Any] = YAML(typ="safe").load(self.folder / "dvc.lock")
         return parsed
 
-    def survivors(self) -> list[int]:
-        """Living processes whose working folder is this project."""
+    def survivors(self) -> list[str]:
+        """Living processes whose working folder is this project, without the test's own: number and command."""
         found = []
         for process in psutil.process_iter():
             try:
                 inside = Path(process.cwd()) == self.folder and process.status() != psutil.STATUS_ZOMBIE
             except (psutil.Error, OSError):
                 continue
-            if inside:
-                found.append(process.pid)
+            if inside and process.pid != os.getpid():
+                found.append(f"{process.pid} {' '.join(process.cmdline())}")
         return found
 
 
