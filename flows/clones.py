@@ -112,7 +112,7 @@ def hand_over(refs: str) -> None:
     Raises
         Unreachable  where that does not take it.
     """
-    if here() is not None and git("for-each-ref", refs):
+    if here() is not None and git("for-each-ref", refs.removesuffix("*")):  # there, unlike in a push, `*` ends at a /
         remote_git("push", "--quiet", "--force", "origin", f"{refs}:{refs}")
 
 

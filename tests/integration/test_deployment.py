@@ -22,20 +22,9 @@ def test_serve_deploy_and_run_through_a_worker(toy_alone: Any, wait_for: Any, as
         (schedule,) = ask(api_url, "/deployments/name/reproduce/refresh")["schedules"]
         assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == ("0 3 * * *", "Etc/UTC")
 
-        run = ask(api_url, f"/deployments/{deployment['id']}/create_flow_run", parameters={"jobs": 1})
-        final = wait_for(
-            lambda: next(
-                (
-                    found
-                    for found in [ask(api_url, f"/flow_runs/{run['id']}")]
-                    if found["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-                ),
-                None,
-            ),
-            600,
-        )
+        final = served.run("reproduce/reproduce", jobs=1)
         assert final["state_type"] == "COMPLETED", final["state"]
-        tasks = ask(api_url, "/task_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})
+        tasks = ask(api_url, "/task_runs/filter", flow_runs={"id": {"any_": [final["id"]]}})
         assert {task["name"]: task["state_name"] for task in tasks} == {
             **dict.fromkeys(["one", "two", "side", "last"], "Completed"),
             "bring data": "Brought",

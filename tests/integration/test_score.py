@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 
 from tests.conftest import REPOSITORY, Project, environment
 from tests.exported import export
+from tests.integration.conftest import Toy
 from tunewright.files import read_parquet
 from tunewright.params import load_params
 
@@ -83,6 +84,17 @@ def test_the_flow_shows_what_was_scored(scoring: Project, prefect_server: str, a
     artifacts = {found["key"]: found["data"] for found in ask(prefect_server, "/artifacts/filter", limit=5)}
     assert json.loads(artifacts["score-rejected"]) == [{"reason": "empty_text", "rows": 1}]
     assert "input_sha256" in artifacts["score-summary"] and "anna" not in artifacts["score-summary"]
+
+
+@pytest.mark.heavy
+def test_a_worker_scores_into_the_project_s_own_folder(scoring: Project) -> None:
+    toy = Toy(scoring.root)
+    toy.commit_with_flows()
+    with toy.served() as served:
+        for expected in ("Completed", "Unchanged"):
+            run = served.run("score/score", data="new.csv", output="scores/new.parquet")
+            assert run["state_name"] == expected, run["state"]
+    assert read_parquet(scoring.root / "scores/new.parquet")["id"].to_pylist() == ["1", "3"]
 
 
 def test_the_deployment_s_parameters_are_the_flow_s() -> None:

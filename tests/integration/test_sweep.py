@@ -147,6 +147,18 @@ def test_a_sweep_that_was_ended_goes_on_where_it_was(committed: Any, wait_for: A
 
 
 @pytest.mark.heavy
+def test_a_worker_sweeps_and_its_experiments_come_to_the_project(toy_alone: Any) -> None:
+    toy = toy_alone
+    toy.commit_with_flows()
+    asked = {"settings": ["two.text=a,bbb"], "name": "grid", "metric": "last.length", "direction": "maximize"}
+    with toy.served() as served:
+        run = served.run("sweep/sweep", **asked)
+        assert run["state_name"] == "Completed", run["state"]
+    assert len(experiments(toy)) == 2
+    assert not (toy.folder / "out").exists() and toy.executed() == []
+
+
+@pytest.mark.heavy
 def test_optuna_s_trials_are_met_again(committed: Any) -> None:
     toy = committed
     settings = ("--set", "seed=int(1,99)", "--set", "two.text=a,bb,ccc", "--metric", "last.length", "--name", "grid")
