@@ -37,8 +37,7 @@ def set_up(num_threads: int, seed: int) -> None:
 
     _keep_large_blocks()
     torch.set_num_threads(num_threads)
-    # Not use_deterministic_algorithms: for the settings of a compiler that nothing here uses, it imports that compiler,
-    # two seconds of every stage that predicts.
+    # Not use_deterministic_algorithms: for the settings of a compiler that nothing here uses, it imports that compiler.
     torch.set_deterministic_debug_mode("error")
     random.seed(seed)
     np.random.seed(seed)
