@@ -141,14 +141,17 @@ class Served:
         """Where its API is asked."""
         return f"{self.page}/api"
 
+    def ask(self, path: str, **body: Any) -> Any:
+        """Ask its server."""
+        return _ask(self.api_url, path, **body)
+
     def run(self, deployment: str, **parameters: Any) -> Any:
         """Have the worker run a deployment, FLOW/NAME, with these parameters; the flow run, once it has ended."""
-        found = _ask(self.api_url, f"/deployments/name/{deployment}")
-        path = f"/deployments/{found['id']}/create_flow_run"
-        started = _ask(self.api_url, path, parameters=parameters)
+        path = f"/deployments/{self.ask(f'/deployments/name/{deployment}')['id']}/create_flow_run"
+        started = self.ask(path, parameters=parameters)
 
         def ended() -> Any:
-            told = _ask(self.api_url, f"/flow_runs/{started['id']}")
+            told = self.ask(f"/flow_runs/{started['id']}")
             return told if told["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
 
         return _wait_for(ended, 600)

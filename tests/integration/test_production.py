@@ -6,6 +6,8 @@ The toy project stands in git, its raw data is imported by DVC from a file outsi
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -13,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from flows import registry
+from flows.steps import PROJECT_VARIABLE
 from tests.integration.conftest import REPOSITORY, Toy
 from tests.integration.test_champion import Project, project  # noqa: F401
 
@@ -272,3 +276,61 @@ def test_the_champion_is_replaced_and_rolled_back(
         states = production.states(third)
         assert (states["train"], states["champion"]) == ("Unchanged", "RolledBack")
         assert champion()[0] == "model@v0.0.1"
+
+
+@pytest.mark.heavy
+def test_a_run_on_another_machine_takes_what_the_first_has_pushed(toy_alone: Any, tmp_path: Path) -> None:
+    """Two workers of one pool, each with a folder and a DVC cache of its own; git and DVC's remote are what they share."""
+    toy, team, second = toy_alone, tmp_path / "team.git", tmp_path / "second"
+    make_production(toy, tmp_path)
+    git = ("git", "-c", "protocol.file.allow=always")
+    prefect = toy.folder / "prefect.yaml"
+    prefect.write_text(prefect.read_text().replace("repository: .", f"repository: {team}"))
+    branch = toy.sh("git", "symbolic-ref", "--short", "HEAD").stdout.strip()
+    for command in (
+        ["git", "commit", "--quiet", "--all", "--message", "The team's repository"],
+        [*git, "clone", "--quiet", "--bare", str(toy.folder), str(team)],
+        [*git, "clone", "--quiet", str(team), str(second)],
+        ["git", "remote", "add", "origin", str(team)],
+    ):
+        done = toy.sh(*command)
+        assert done.returncode == 0, done.stderr
+    with toy.served() as served:
+        first = served.run("reproduce/reproduce", push=True, record="current")
+        assert first["state_type"] == "COMPLETED", first["state"]
+        for command in (["git", "pull", "--quiet", "origin", branch],):
+            assert toy.sh(*command).returncode == 0
+        toy.set("last.text", "other")
+        for command in (
+            ["git", "commit", "--quiet", "--all", "--message", "Another text"],
+            ["git", "push", "-q", "origin", branch],
+        ):
+            assert toy.sh(*command).returncode == 0
+        (own,) = [child for child in psutil.Process(served.process.pid).children() if "worker" in child.cmdline()]
+        own.suspend()
+        other = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "worker", "start", "--pool", "tunewright", "--type", "process"],
+            cwd=second,
+            env={**toy.environment(), "PREFECT_API_URL": served.api_url, PROJECT_VARIABLE: str(second)},
+        )
+        try:
+            run = served.run("reproduce/reproduce", push=True, record="current")
+            assert run["state_type"] == "COMPLETED", run["state"]
+            tasks = served.ask("/task_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})
+        finally:
+            other.terminate()
+            other.wait(timeout=120)
+            own.resume()
+    assert {task["name"]: task["state_name"] for task in tasks} == {
+        **dict.fromkeys(["one", "two", "side"], "Unchanged"),
+        "bring data": "Brought",
+        "last": "Completed",
+        "record": "Recorded",
+        "push": "Pushed",
+        "champion": "NoModel",
+    }
+    assert (
+        list((second / ".dvc/cache/files").rglob("*"))
+        and not (toy.folder / ".tunewright/clones" / run["name"]).exists()
+    )
+    assert "last:" in toy.sh("git", f"--git-dir={team}", "show", f"{branch}:dvc.lock").stdout
