@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -43,12 +43,11 @@ class Fault:
 
 def fault_of(error: BaseException) -> Fault:
     """The failure that an exception of DVC's tells of."""
-    from dvc.lock import LockError
     from dvc.stage.exceptions import StageCmdFailedError
 
     causes = list(_causes(error))
     message = explained(error)[:_MOST_CHARACTERS]
-    if any(isinstance(cause, LockError) for cause in causes):
+    if _held(causes):
         return Fault("locked", message)
     if any(no_space(cause) for cause in causes):
         return Fault("disk_full", message)
@@ -75,18 +74,14 @@ def untold(status: int, fault: Fault | None, log_file: Path) -> tuple[str, str]:
     return "DiskFull" if own == EXIT_DISK_FULL else "Failed", f"exit status {own}: " + " / ".join(last)
 
 
-def told(error: BaseException) -> UserError:
+def user_error(error: BaseException) -> UserError:
     """An exception of DVC's as what is said to a user."""
-    from dvc.lock import LockError
-
-    locked = any(isinstance(cause, LockError) for cause in _causes(error))
-    return (Locked if locked else UserError)(explained(error))
+    return (Locked if _held(_causes(error)) else UserError)(explained(error))
 
 
 def explained(error: BaseException) -> str:
     """DVC's message, and the command that mends what it says."""
     from dvc.exceptions import NotDvcRepoError
-    from dvc.lock import LockError
     from dvc.rwlock import RWLockFileCorruptedError, RWLockFileFormatError
     from dvc.scm import SCMError
 
@@ -103,7 +98,7 @@ def explained(error: BaseException) -> str:
         mend = "DVC keeps its files beside git: `git init`."
     elif any(isinstance(cause, RWLockFileCorruptedError | RWLockFileFormatError) for cause in causes):
         mend = MEND_RWLOCK
-    elif any(isinstance(cause, LockError) for cause in causes):
+    elif _held(causes):
         mend = "Wait until that process has ended, or end it; then run again."
     elif any(no_space(cause) for cause in causes):
         mend = (
@@ -117,6 +112,13 @@ def explained(error: BaseException) -> str:
     else:
         mend = "`dvc status` says the same at more length."
     return f"DVC: {message.rstrip('.')}. {mend}"
+
+
+def _held(causes: Iterable[BaseException]) -> bool:
+    """Whether another process holds one of DVC's locks."""
+    from dvc.lock import LockError
+
+    return any(isinstance(cause, LockError) for cause in causes)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

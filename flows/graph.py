@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.faults import explained, told
+from flows.faults import explained, user_error
 from tunewright.errors import UserError
 
 # DVC's telemetry off, in this process and in every `dvc` that it starts.
@@ -346,4 +346,4 @@ def _repo() -> Iterator[Any]:
             with Repo(_wait_for_lock=True) as repo:
                 yield repo
         except DvcException as error:
-            raise told(error) from error
+            raise user_error(error) from error

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flows import console
+from flows import logs
 from flows.processes import Groups, Stopped
 from flows.search import Goal, NoMetric, Values, params_with, written
 from flows.states import FAILED_STATES
@@ -99,14 +98,7 @@ def _run(trial: Trial, ask: Ask, clone: Clone, groups: Groups) -> Trial:
     log_file, stage = ask.log(trial), ask.goal.stage
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("w", encoding="utf-8") as log:
-
-        def on_line(line: str) -> None:
-            line = masked(line)  # a library's own warning can quote a row, or a secret
-            with suppress(OSError):  # a full disk: who does not read on would leave the trial waiting
-                log.write(f"{line}\n")
-                log.flush()
-            console.output(trial.experiment, line)
-
+        on_line = logs.keeper(log, trial.experiment)
         if ask.through_remote:
             _through_remote(["pull", "--quiet", "--run-cache", "--allow-missing", "--with-deps", stage], clone, groups)
         clone.checkout(stage, groups, on_line)

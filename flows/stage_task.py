@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
 
-from flows import console, live
+from flows import console, live, logs
 from flows.above import held_up
 from flows.faults import untold
 from flows.graph import NEVER_RAN, Node, changes
@@ -90,7 +89,7 @@ def stage(node: Node, run: Run) -> State[None]:
 
 
 def _reproduce(node: Node, why: tuple[str, ...], run: Run) -> StageRun:
-    """Run `dvc repro -s` and tell how it ended, by what the stage itself has left, never by DVC's text."""
+    """Run `dvc repro -s` and tell how it ended, by what the stage has left and its process told, never by text."""
     story = run_file(node.name)
     story.unlink(missing_ok=True)
     missing = [dep for dep in node.deps if "://" not in dep and not Path(dep).exists()]
@@ -108,18 +107,13 @@ def _reproduce(node: Node, why: tuple[str, ...], run: Run) -> StageRun:
     started = time.perf_counter()
     endings: list[Ending] = []
     with log_file.open("w", encoding="utf-8") as log:
-
-        def on_line(line: str) -> None:
-            line = masked(line)  # a library's own warning can quote a row, or a secret
-            with suppress(OSError):  # a full disk: who does not read on would leave the stage waiting
-                log.write(f"{line}\n")
-                log.flush()
-            console.output(node.name, line)
-
         try:
             with live.shown(node.name):
                 status = run.groups.dvc(
-                    *command, on_line=on_line, timeout_seconds=run.timeout_seconds, on_end=endings.append
+                    *command,
+                    on_line=logs.keeper(log, node.name),
+                    timeout_seconds=run.timeout_seconds,
+                    on_end=endings.append,
                 )
         except subprocess.TimeoutExpired:
             limit = f"{run.timeout_seconds:g} s"

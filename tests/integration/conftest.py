@@ -35,9 +35,6 @@ STAGE = """
 from __future__ import annotations
 
 import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -145,16 +142,23 @@ class Served:
         """Ask its server."""
         return _ask(self.api_url, path, **body)
 
-    def run(self, deployment: str, **parameters: Any) -> Any:
-        """Have the worker run a deployment, FLOW/NAME, with these parameters; the flow run, once it has ended."""
+    def start(self, deployment: str, **parameters: Any) -> str:
+        """Have the worker run a deployment, FLOW/NAME, with these parameters; the id of the flow run."""
         path = f"/deployments/{self.ask(f'/deployments/name/{deployment}')['id']}/create_flow_run"
-        started = self.ask(path, parameters=parameters)
+        return str(self.ask(path, parameters=parameters)["id"])
 
-        def ended() -> Any:
-            told = self.ask(f"/flow_runs/{started['id']}")
+    def ended(self, run: str, limit_seconds: float = 600) -> Any:
+        """The flow run of that id, once it has ended."""
+
+        def found() -> Any:
+            told = self.ask(f"/flow_runs/{run}")
             return told if told["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
 
-        return _wait_for(ended, 600)
+        return _wait_for(found, limit_seconds)
+
+    def run(self, deployment: str, **parameters: Any) -> Any:
+        """Have the worker run a deployment; the flow run, once it has ended."""
+        return self.ended(self.start(deployment, **parameters))
 
 
 @dataclass(frozen=True)
@@ -208,10 +212,14 @@ class Toy:
         assert serving.returncode != 0, output
         assert self.survivors() == []
 
-    def commit_with_flows(self, *before: list[str]) -> None:
-        """Put what deployments run into the project, and all of it into git; `before`: commands just before that."""
+    def add_flows(self) -> None:
+        """Put into the project what deployments run."""
         shutil.copy(REPOSITORY / "prefect.yaml", self.folder)
         shutil.copytree(REPOSITORY / "flows", self.folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def commit_with_flows(self, *before: list[str]) -> None:
+        """Put what deployments run into the project, and all of it into git; `before`: commands just before that."""
+        self.add_flows()
         (self.folder / ".gitignore").write_text(".tunewright/\n__pycache__/\nreports/\nout/\n")
         for command in (
             *before,
@@ -275,10 +283,11 @@ class Toy:
         for process in psutil.process_iter():
             try:
                 inside = Path(process.cwd()) == self.folder and process.status() != psutil.STATUS_ZOMBIE
+                command = " ".join(process.cmdline())
             except (psutil.Error, OSError):
                 continue
             if inside and process.pid != os.getpid():
-                found.append(f"{process.pid} {' '.join(process.cmdline())}")
+                found.append(f"{process.pid} {command}")
         return found
 
 

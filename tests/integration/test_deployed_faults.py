@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+from tests.integration.conftest import Served
 
 
 @dataclass
@@ -18,9 +18,7 @@ class Standing:
     """The toy project with a standing server and a worker, deployed."""
 
     toy: Any
-    serving: Any
-    api_url: str
-    ask: Callable[..., Any]
+    served: Served
     wait_for: Callable[..., Any]
 
     def commit(self, mode: str) -> None:
@@ -30,9 +28,7 @@ class Standing:
 
     def run(self) -> str:
         """Start a deployed run; its id."""
-        deployment = self.ask(self.api_url, "/deployments/name/reproduce/reproduce")
-        path = f"/deployments/{deployment['id']}/create_flow_run"
-        return str(self.ask(self.api_url, path, parameters={"jobs": 1})["id"])
+        return self.served.start("reproduce/reproduce", jobs=1)
 
     def asleep(self) -> None:
         """Wait until the stage of a run sleeps."""
@@ -40,12 +36,7 @@ class Standing:
 
     def final(self, run: str) -> Any:
         """How a run ended, waited for."""
-
-        def found() -> Any:
-            told = self.ask(self.api_url, f"/flow_runs/{run}")
-            return told if told["state_type"] in FINAL else None
-
-        return self.wait_for(found, 300)
+        return self.served.ended(run, 300)
 
     def at_work(self, *named: str) -> list[psutil.Process]:
         """Living processes in a run's clone; or with all these words in their command, anywhere in the project."""
@@ -63,11 +54,11 @@ class Standing:
 
 
 @pytest.fixture
-def standing(toy_alone: Any, wait_for: Any, ask: Any) -> Iterator[Standing]:
+def standing(toy_alone: Any, wait_for: Any) -> Iterator[Standing]:
     toy = toy_alone
     toy.commit_with_flows()
     with toy.served() as served:
-        yield Standing(toy, served.process, served.api_url, ask, wait_for)
+        yield Standing(toy, served, wait_for)
 
 
 @pytest.mark.heavy
@@ -76,7 +67,7 @@ def test_a_run_cancelled_on_prefect_s_page_leaves_no_process_and_the_next_one_go
     run = standing.run()
     standing.asleep()
     cancelling = {"type": "CANCELLING", "name": "Cancelling"}
-    standing.ask(standing.api_url, f"/flow_runs/{run}/set_state", state=cancelling)
+    standing.served.ask(f"/flow_runs/{run}/set_state", state=cancelling)
     assert standing.final(run)["state_type"] == "CANCELLED"
     standing.wait_for(lambda: standing.at_work() == [], 300)
     standing.commit("ok")
@@ -88,7 +79,7 @@ def test_serve_killed_outright_leaves_no_process_and_the_next_one_goes_on(standi
     standing.commit("sleep")
     standing.run()
     standing.asleep()
-    standing.serving.kill()
+    standing.served.process.kill()
     standing.wait_for(lambda: standing.toy.survivors() == [] and standing.at_work() == [], 300)
     standing.commit("ok")
     done = standing.toy.tunewright("run")  # no lock is held by the dead
@@ -102,6 +93,6 @@ def test_a_worker_killed_outright_ends_serve_and_leaves_no_process(standing: Sta
     standing.asleep()
     for process in standing.at_work("worker", "start"):
         process.kill()
-    output, _ = standing.serving.communicate(timeout=300)
-    assert standing.serving.returncode == 2 and "the worker ended" in output
+    output, _ = standing.served.process.communicate(timeout=300)
+    assert standing.served.process.returncode == 2 and "the worker ended" in output
     standing.wait_for(lambda: standing.toy.survivors() == [] and standing.at_work() == [], 300)

@@ -5,7 +5,6 @@ The toy project stands in git, its raw data is imported by DVC from a file outsi
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import urllib.error
@@ -20,10 +19,9 @@ import pytest
 
 from flows import registry
 from flows.steps import PROJECT_VARIABLE
-from tests.integration.conftest import REPOSITORY, Toy
+from tests.integration.conftest import REPOSITORY, Served, Toy
 from tests.integration.test_champion import Project, project  # noqa: F401
 
-ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 LIMIT_SECONDS = 900
 
 
@@ -31,36 +29,21 @@ LIMIT_SECONDS = 900
 class Production:
     """A deployed toy project, its server and its worker."""
 
-    toy: Any
-    api_url: str
+    toy: Toy
+    served: Served
     origin: Path
     remote: Path
-    ask_server: Callable[..., Any]
     wait_for: Callable[..., Any]
 
     def ask(self, path: str, **body: Any) -> Any:
-        return self.ask_server(self.api_url, path, **body)
+        return self.served.ask(path, **body)
 
     def deployment(self, name: str) -> Any:
         return self.ask(f"/deployments/name/{name}")
 
-    def start(self, name: str, **parameters: Any) -> str:
-        """Start a deployment by hand; the id of its flow run."""
-        run = self.ask(f"/deployments/{self.deployment(name)['id']}/create_flow_run", parameters=parameters)
-        return str(run["id"])
-
-    def ended(self, run_id: str) -> Any:
-        """The flow run, once it has ended."""
-
-        def found() -> Any:
-            run = self.ask(f"/flow_runs/{run_id}")
-            return run if run["state_type"] in ENDED else None
-
-        return self.wait_for(found, LIMIT_SECONDS)
-
     def run(self, name: str, **parameters: Any) -> Any:
         """Run a deployment by hand, to its end."""
-        return self.ended(self.start(name, **parameters))
+        return self.served.ended(self.served.start(name, **parameters), LIMIT_SECONDS)
 
     def runs(self, name: str) -> list[Any]:
         """All flow runs of a deployment that are complete, the oldest first."""
@@ -108,7 +91,7 @@ def make_production(toy: Any, folder: Path) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def production(toy_alone: Any, tmp_path: Path, wait_for: Any, ask: Any) -> Iterator[Production]:
+def production(toy_alone: Any, tmp_path: Path, wait_for: Any) -> Iterator[Production]:
     """The toy project with `tunewright serve` at work and everything deployed; refresh fires every minute."""
     toy = toy_alone
     toy.set("two.mode", "guard")
@@ -118,7 +101,7 @@ def production(toy_alone: Any, tmp_path: Path, wait_for: Any, ask: Any) -> Itera
     )
     assert toy.sh("git", "commit", "--quiet", "--all", "--message", "Every minute").returncode == 0
     with toy.served() as served:
-        yield Production(toy, served.api_url, origin, remote, ask, wait_for)
+        yield Production(toy, served, origin, remote, wait_for)
 
 
 @pytest.mark.heavy
@@ -169,7 +152,7 @@ def the_schedule_again(production: Production, first: Any) -> None:
 def switch_off(production: Production, deployment: Any) -> None:
     """No run by the schedule from now on, and none at work."""
     for schedule in deployment["schedules"]:
-        url = f"{production.api_url}/deployments/{deployment['id']}/schedules/{schedule['id']}"
+        url = f"{production.served.api_url}/deployments/{deployment['id']}/schedules/{schedule['id']}"
         production.wait_for(lambda url=url: deleted(url), LIMIT_SECONDS)
     of_it = {"id": {"any_": [deployment["id"]]}}
     at_work = {"state": {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING"]}}}
@@ -238,12 +221,10 @@ def data_mended(production: Production) -> None:
 def test_the_champion_is_replaced_and_rolled_back(
     project: Project,  # noqa: F811
     wait_for: Any,
-    ask: Any,
     tmp_path: Path,
 ) -> None:
     toy = Toy(project.folder)
-    shutil.copy(REPOSITORY / "prefect.yaml", toy.folder)
-    shutil.copytree(REPOSITORY / "flows", toy.folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+    toy.add_flows()
     project.sh("git", "add", "--all")
     project.sh("git", "commit", "--quiet", "--message", "The flows")
 
@@ -253,7 +234,7 @@ def test_the_champion_is_replaced_and_rolled_back(
         return found.name, found.commit
 
     with toy.served() as served:
-        production = Production(toy, served.api_url, tmp_path, tmp_path / "store", ask, wait_for)
+        production = Production(toy, served, tmp_path, tmp_path / "store", wait_for)
         first = production.run("reproduce/reproduce")
         assert production.states(first)["champion"] == "Promoted", first["state"]
         assert champion() == ("model@v0.0.1", production.git("rev-parse", "HEAD"))
