@@ -127,7 +127,9 @@ def _to_current(clone: clones.RunClone) -> str:
             "records it; or set record to `branch` and merge."
         )
     folder = Path(clone.repository)
-    on = git("symbolic-ref", "--quiet", "--short", "HEAD", folder=folder, check=False) if folder.is_dir() else ""
+    # A bare repository on a disk has a HEAD too, and nobody's files.
+    laid_out = folder.is_dir() and git("rev-parse", "--is-bare-repository", folder=folder, check=False) == "false"
+    on = git("symbolic-ref", "--quiet", "--short", "HEAD", folder=folder, check=False) if laid_out else ""
     if on == clone.branch:
         # Somebody has the branch checked out: their files follow, unless they have edited the same ones.
         own = git("rev-parse", "--show-toplevel")

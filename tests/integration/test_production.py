@@ -280,7 +280,7 @@ def test_a_run_on_another_machine_takes_what_the_first_has_pushed(toy_alone: Any
     git("remote", "add", "origin", str(team))
     with toy.served() as served:
         first = served.run("reproduce/reproduce", push=True, record="current")
-        assert first["state_type"] == "COMPLETED", first["state"]
+        assert first["state_type"] == "COMPLETED", first["state"]["message"]
         git("pull", "--quiet", "origin", branch)
         toy.set("last.text", "other")
         git("commit", "--quiet", "--all", "--message", "Another text")
