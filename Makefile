@@ -61,7 +61,7 @@ clean: ## remove the environment and what runs left behind; data, models and the
 	rm -rf $(VENV) .tunewright .mypy_cache .pytest_cache .ruff_cache
 
 # Torch first and alone: resolved together with the rest it can arrive as another build.
-$(READY): requirements/constraints.txt requirements/data.txt requirements/train.txt requirements/export.txt requirements/flow.txt requirements/model.txt pyproject.toml
+$(READY): requirements/constraints.txt requirements/data.txt requirements/train.txt requirements/audit.txt requirements/export.txt requirements/flow.txt requirements/model.txt pyproject.toml
 	@echo "Setting up $(VENV): once, some minutes"
 	@$(PYTHON) -c 'import sys; sys.exit("tunewright needs Python 3.11 or newer, found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	@$(PYTHON) -m venv $(VENV)
