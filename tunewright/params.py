@@ -87,6 +87,7 @@ class PathsParams(Section):
     prepared: ProjectPath
     drift_reference: ProjectPath = Field(description="the profile of the data last accepted; git tracks it")
     drift_plots: ProjectPath
+    lexicon: ProjectPath = Field(description="identity terms by attribute and group; git tracks it")
     data_passed: ProjectPath
     model_choice: ProjectPath
     fetched_model: ProjectPath
