@@ -4,6 +4,7 @@
     gates                 each rule of a gate: found, expected, verdict
     metrics               the test metrics with their intervals, beside the baseline's and the base model's
     fairness-of-data      the groups of the training rows against their reference group
+    cost                  what each stage that ran took of electricity
     reproduce-summary     the run in words
 
 A table is made anew where the stage that it tells of has run or was restored, so that its versions are the changes.
@@ -19,6 +20,7 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows import console, record, summary
+from flows.costs import line
 from flows.states import BLOCKED, GOOD_STATES, NEW_STATES, NOT_RUN
 from tunewright.errors import UserError
 from tunewright.files import read_json
@@ -51,6 +53,7 @@ def publish(stages: Sequence[Mapping[str, Any]], seconds: float) -> None:
                 "Groups of the training rows, against one of them",
                 _fairness(params, states),
             ),
+            ("cost", "Electricity of the stages that ran, estimated as docs/cost.md says", _cost()),
         ):
             if rows:
                 made[key] = _table(key, description, rows)
@@ -151,6 +154,16 @@ def _fairness(params: Params, states: Mapping[str, str]) -> Rows:
     ]
 
 
+def _cost() -> Rows:
+    stages = record.read().get("cost", {}).get("stages", {})
+    columns = ("cpu_hours", "gpu_hours", "kwh", "co2_grams")
+    return [
+        {"stage": stage, **{name: float(f"{found[name]:.3g}") for name in columns}}
+        for stage, found in stages.items()
+        if found["today"]
+    ]
+
+
 def _summary(
     stages: Sequence[Mapping[str, Any]], seconds: float, params: Params | None, made: Mapping[str, str]
 ) -> str:
@@ -164,8 +177,11 @@ def _summary(
     ]
     if params is not None and states.get("evaluate") in GOOD_STATES:
         lines.append("\n".join(["| | |", "|---|---|", *_facts(params, states)]))
-    if trained := record.against_plan(record.read()):
+    run = record.read()
+    if trained := record.against_plan(run):
         lines.append(f"finetune took {trained}")
+    if "cost" in run:
+        lines.append(f"The run took {line(run['cost']['run'])}; the model in all {line(run['cost']['model'])}")
     lines.append("Tables: " + ", ".join(f"[{key}](/artifacts/artifact/{number})" for key, number in made.items()))
     return "\n\n".join([*masked_all(lines[:-1]), lines[-1]]) + "\n"
 

@@ -381,6 +381,19 @@ def plan(
 
 
 @app.command(rich_help_panel=LOOK)
+def card(
+    output: Annotated[
+        Path | None, typer.Option("--output", help="A folder for the card, the data sheet and the report.")
+    ] = None,
+) -> None:
+    """Show the model card, or write it, with what the run took of electricity joined in."""
+    from flows.card import card
+
+    with _told():
+        typer.echo(card(output))
+
+
+@app.command(rich_help_panel=LOOK)
 def check() -> None:
     """List every fault of params.yaml at once, and whether the files that it names are there."""
     from flows.check import faults

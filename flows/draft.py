@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -370,3 +371,17 @@ def _up(number: float, digits: int) -> float:
     """Rounded up to so many digits after the point."""
     scale = float(10**digits)
     return math.ceil(round(number * scale, 6)) / scale
+
+
+def card(draft: Draft, name: str) -> None:
+    """The model's name; what the template says of another model and of other data goes."""
+    draft.set("card.model_name", re.sub(r"[^\w.-]+", "-", name), "the rest is asked of you; null is left out")
+    for key in ("language", "tags"):
+        draft.set(f"card.{key}", [])
+    for key in ("license", "intended_use", "out_of_scope_use", "limitations", "contact"):
+        draft.set(f"card.{key}", None)
+    for key in draft.standing("card.data"):
+        draft.set(f"card.data.{key}", None)
+    standing = draft.standing("fetch_model.model_name_or_path")
+    if draft.values.get(("fetch_model", "model_name_or_path"), standing) != standing:
+        draft.set("card.base_model", None)

@@ -81,6 +81,7 @@ def init(data: Path, wishes: Wishes) -> str:
     drafts.model(draft, seen, split, wishes.model_name_or_path, wishes.model_revision)
     drafts.thresholds(draft, seen, labels, split)
     draft.set("report.title", f"{raw.name}: {', '.join(labels.names) if len(labels.names) < 6 else what.label}")
+    drafts.card(draft, raw.name)
     reference = _drift_reference(draft, raw.name)
     _write(data, raw, raw / path, draft.text(template), reference)
     if dirty:

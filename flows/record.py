@@ -1,7 +1,7 @@
 """`reports/run.json`: what belongs to a run and not to its content, so that no stage may write it.
 
-When it ran and from which commit, how long each stage took and how much memory; and of the training what the last
-`tunewright plan` had estimated against what it took. Written by the flow at its end, cached by nobody.
+When it ran and from which commit, how long each stage took, how much memory and what that cost; and of the training
+what the last `tunewright plan` had estimated against what it took. Written by the flow at its end, cached by nobody.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from flows.costs import costs, usage
 from flows.plan import PLAN_FILE, fingerprint
 from flows.plan_page import duration, size
 from tunewright.errors import UserError
@@ -41,6 +42,7 @@ def write(stages: Iterable[Mapping[str, Any]], seconds: float) -> None:
         "uncommitted": _git("status", "--porcelain").splitlines(),
         "seconds": seconds,
         "stages": told,
+        "cost": costs(told, params),
         "finetune": _against_plan(params) if trained else before,
     }
     write_json(file, record)
@@ -70,12 +72,14 @@ def against_plan(record: Mapping[str, Any]) -> str | None:
 
 
 def _story(stage: Mapping[str, Any]) -> dict[str, Any]:
-    """How a stage ended, and what it took itself where it ran."""
+    """How a stage ended, and what it took itself where it ran; `usage` is of its latest run, be it an earlier one."""
     told = {key: stage[key] for key in ("stage", "state", "seconds")}
     file = run_file(stage["stage"])
     if stage["state"] == "Ran" and file.is_file():
         story = read_json(file)
         told |= {key: story[key] for key in ("process_seconds", "peak_memory_mb") if key in story}
+    if (used := usage(stage["stage"], stage["state"])) is not None:
+        told["usage"] = used.model_dump()
     return told
 
 

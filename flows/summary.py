@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from flows import record
+from flows import costs, record
 from flows.processes import GRACE_SECONDS
 from tunewright.errors import (
     EXIT_BAD_INPUT,
@@ -94,8 +94,13 @@ def success(console: Console) -> None:
             if margin := evaluate.get(f"margin_over_{other}"):
                 line += f"; margin {interval(margin, signed=True)}"
         rows.append(("test", line))
-    if trained := record.against_plan(record.read()):
+    run = record.read()
+    if trained := record.against_plan(run):
         rows.append(("took", f"finetune {trained}"))
+    if "cost" in run:
+        rows.append(
+            ("cost", f"{costs.line(run['cost']['run'])} in the last run, {costs.line(run['cost']['model'])} in all")
+        )
     for label, path in (
         ("model", Path(params.paths.tuned_model)),
         ("export", Path(params.paths.export)),

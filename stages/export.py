@@ -3,8 +3,10 @@
 Reads   paths.tuned_model   the model to export
         paths.model_passed  the model gate's pass: nothing is exported that it has not passed
         paths.tokens        test rows to compare logits on
-Writes  paths.export        what plain Transformers opens, model.onnx, and MANIFEST.json: SHA-256 and size of each file;
-                            for a model that writes text a generation_config.json as it was evaluated
+        paths.card          the model card and the data sheet, which go with it
+Writes  paths.export        what plain Transformers opens, model.onnx, README.md, DATA_SHEET.md, card.json, and
+                            MANIFEST.json: SHA-256 and size of each file; for a model that writes text a
+                            generation_config.json as it was evaluated
 Report  paths.reports/export.json: the files, and how far each form's logits are from the tuned model's
 """
 
@@ -57,6 +59,7 @@ class ExportPaths(Paths):
     tuned_model: Dep
     model_passed: Dep
     tokens: Dep
+    card: Dep
     export: Out
 
 
@@ -107,6 +110,7 @@ def run(
 
     with atomic_folder(paths.export) as folder, tempfile.TemporaryDirectory() as scratch:
         shutil.copytree(paths.tuned_model, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
+        shutil.copytree(paths.card, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
         if task.generates:
             _write_generation_config(model, task, evaluate.generation or GenerationParams(), folder)
         asked = Path(scratch) / "batches.npz"

@@ -33,7 +33,7 @@ from tunewright.files import atomic_folder, read_json, require_space, sha256_fil
 from tunewright.fitting import TrainingParams
 from tunewright.memory import optimizer_bytes
 from tunewright.report import Report, RowAccount
-from tunewright.stage import STATE, Dep, Key, Out, Paths, run_stage
+from tunewright.stage import STATE, Dep, Key, Out, Paths, run_stage, tell
 from tunewright.task import TaskType
 from tunewright.tokenizer import open_tokenizer
 
@@ -162,6 +162,8 @@ def join(
 
 def _launch(paths: FinetunePaths, params: FinetuneParams, task: TaskType, seed: int, num_threads: int) -> Any:
     work = partial(_train, paths, params, task, seed, num_threads)
+    if params.num_processes > 1:
+        tell(processes=params.num_processes // params.num_machines)  # on this machine
     if params.num_machines > 1:
         return machines.launch(work, params.num_processes, params.num_machines)
     return processes.launch(work, params.num_processes) if params.num_processes > 1 else work()

@@ -47,6 +47,7 @@ class LanguageModel(TaskType):
     pretrained: ClassVar[bool] = True
     watch_metrics: ClassVar[bool] = False
     examples_title: ClassVar[str] = "The texts that surprised it most"
+    pipeline_tag: ClassVar[str] = "text-generation"
 
     def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Any]:
         """Pad to the longest row of the batch; labels (B, T) are −100 there."""

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 PARAMS_FILE = Path("params.yaml")
 
-FLOW_SECTIONS = ("champion",)
-"""Sections that no stage reads: steps of the flow act on them. Each class stands in `tunewright/NAME.py`; a file
+FLOW_SECTIONS = ("champion", "cost")
+"""Sections that no stage reads: the flow acts on them. Each class stands in `tunewright/NAME.py`; a file
 without such a section has its defaults."""
 
 # What peers call a key of ours (LLaMA-Factory, Axolotl, torchtune, LitGPT, older Transformers).
@@ -103,6 +103,7 @@ class PathsParams(Section):
     predictions: ProjectPath
     evaluate_plots: ProjectPath
     report_page: ProjectPath
+    card: ProjectPath = Field(description="the folder of the model card and the data sheet")
     model_passed: ProjectPath
     export: ProjectPath
     reports: ProjectPath

@@ -11,8 +11,9 @@ type hints, and `run_stage` builds it from params.yaml:
     seed: Annotated[int, Key("seed")]                 one single key, of the top level or of another section
 
 Beside the result it leaves the run's own story in `.tunewright/runs/STAGE.json` (ignored by git, unknown to
-DVC): outcome, message, seconds, peak memory. Whoever started the stage reads that, never DVC's text. What a message
-or a traceback quotes of the data is masked: no personal value and no secret leaves the data files.
+DVC): outcome, message, seconds, peak memory, and what it took of processors. Whoever started the stage reads that,
+never DVC's text. What a message or a traceback quotes of the data is masked: no personal value and no secret leaves
+the data files.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tunewright.errors import EXIT_CRASH, EXIT_DISK_FULL, EXIT_STOPPED, UserError
 from tunewright.files import no_space, write_json
+from tunewright.meter import Meter
 from tunewright.params import Params, Section, load_params
 from tunewright.report import Report
 
@@ -150,7 +152,7 @@ def run_stage(run: Callable[..., Report]) -> None:
         130  stopped by SIGINT or SIGTERM, with nothing half-written
     """
     stage = Path(inspect.getfile(run)).stem
-    started = time.perf_counter()
+    started, meter = time.perf_counter(), Meter()
     story: dict[str, Any] = {"stage": stage, "outcome": "ran", "message": "", "work_seconds": 0.0}
     status = 0
     os.environ.update({name: os.environ.get(name, value) for name, value in (QUIET | SPIN).items()})
@@ -194,6 +196,7 @@ def run_stage(run: Callable[..., Report]) -> None:
             story.update(outcome="crash", message=_masked(f"{type(error).__name__}: {error}", params))
             print(_masked(traceback.format_exc(), params), end="", file=sys.stderr)
     story.update(process_seconds=round(time.perf_counter() - started, 3), peak_memory_mb=peak_memory_mb())
+    story.update(usage=meter.read(story.get("processes", 1)))
     with suppress(OSError):  # where even that has no space, the exit status tells
         write_json(run_file(stage), story)
     sys.stdout.flush()

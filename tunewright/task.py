@@ -90,6 +90,8 @@ class TaskType:
     score_name: ClassVar[str] = "score"
     """What `scores` are called where their means are shown."""
     examples_title: ClassVar[str] = "Examples"
+    pipeline_tag: ClassVar[str] = ""
+    """What the Hugging Face Hub and `transformers.pipeline` call the job; empty where they have no word for it."""
 
     def __init__(self, params: Any) -> None:
         self.params = params

@@ -76,6 +76,8 @@ ELSEWHERE = {
     "tunewright init my.csv": "tests/integration/test_init.py",
     "tunewright suggest-contract": "tests/unit/test_suggest_contract.py",
     "tunewright suggest-contract --write": "tests/integration/test_init.py",
+    "tunewright card": "tests/integration/test_pipeline.py",
+    "tunewright card --output published": "tests/integration/test_pipeline.py",
     "tunewright plan": "tests/integration/test_plan.py",
     "tunewright run": "tests/integration/test_flow.py",
     "python -m tests.kill_matrix": "tests/faults/test_killed_training.py",

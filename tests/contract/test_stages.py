@@ -40,10 +40,12 @@ LOADED_BY_NAME = {
     ("tunewright/params.py", "tunewright."),  # Section classes that steps of the flow act on, and no stage
     ("tunewright/task.py", "tunewright.task_types."),
 }
-# Imported where a stage has failed or refuses its params: it shapes what is said of that, never an output.
+# Imported where a stage has failed or refuses its params, or for the story of its run: it shapes what is said of that,
+# never an output.
 FOR_MESSAGES = {
     ("tunewright/params.py", "tunewright/masking.py"),
     ("tunewright/stage.py", "tunewright/masking.py"),
+    ("tunewright/stage.py", "tunewright/meter.py"),
 }
 # They check what comes in or draw the page, which is left out of the promise of the same bytes.
 NO_SHAPE = {"jinja2", "matplotlib", "psutil", "pydantic", "ruamel"}

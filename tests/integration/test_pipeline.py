@@ -7,6 +7,7 @@ set of stages that run, and no more. The table that this makes stands in docs/wh
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY, Project
-from tunewright.files import read_json, sha256_tree
+from tunewright.facts import resolve
+from tunewright.files import read_json, sha256_file, sha256_tree
 
 ORDER = [
     "fetch_data",
@@ -37,11 +39,12 @@ ORDER = [
     "evaluate",
     "verdict",
     "report",
+    "card",
     "gate_model",
     "export",
 ]
 STAGES = set(ORDER)
-FROM_VERDICT = {"verdict", "report", "gate_model", "export"}
+FROM_VERDICT = {"verdict", "report", "card", "gate_model", "export"}
 FROM_FINETUNE = {"finetune", "evaluate", *FROM_VERDICT}
 FROM_TOKENIZE = {"tokenize", "features", "find_lr", "evaluate_base", *FROM_FINETUNE}
 FROM_PREPARE = STAGES - {"fetch_data", "ingest", "validate", "choose_model", "fetch_model"}
@@ -75,6 +78,32 @@ def test_the_second_run_runs_nothing_and_says_so(ran):
     assert f"Nothing to run: all {len(STAGES)} stages are up to date." in printed
     assert "Nothing would run" in ran.tunewright("why").stdout
     assert ran.run("dvc", "status").stdout.strip() == "Data and pipelines are up to date."
+
+
+def test_the_card_goes_with_the_export_and_a_change_of_the_cost_runs_nothing(ran):
+    export, card = ran.root / "models/export", ran.root / "models/card"
+    for name in ("README.md", "DATA_SHEET.md", "card.json"):
+        assert (export / name).read_bytes() == (card / name).read_bytes()
+        assert name in read_json(export / "MANIFEST.json")["files"]
+    for name, fact in read_json(export / "card.json")["facts"].items():
+        assert sha256_file(ran.root / fact["file"]) == fact["sha256"], name
+        assert resolve(read_json(ran.root / fact["file"]), fact["pointer"]) == fact["value"], name
+    told = read_json(ran.root / "reports/run.json")["cost"]
+    assert set(told["stages"]) == STAGES
+    assert told["unknown"] == []
+    assert told["run"] == told["model"]
+    assert 0 < told["run"]["cpu_hours"] < 1
+    assert told["tokens_trained"] > 0
+    assert " kWh |" in ran.tunewright("card").stdout
+
+    before = sha256_tree(card)
+    ran.edit(lambda params: params["cost"].update(carbon_intensity_g_per_kwh=0.0))
+    assert "Nothing would run" in ran.tunewright("why").stdout
+    ran.tunewright("card", "--output", "published")
+    assert "| greenhouse gases | 0 g CO₂e |" in (ran.root / "published/README.md").read_text(encoding="utf-8")
+    assert "Cost of compute" in (ran.root / "published/report.html").read_text(encoding="utf-8")
+    assert sha256_tree(card) == before
+    shutil.rmtree(ran.root / "published")
 
 
 @pytest.mark.heavy  # test_flow.py shows the same on a project of four stages
@@ -168,6 +197,7 @@ CHANGES = [
             "evaluate_base",
             "evaluate",
             "report",
+            "card",
             "export",
         },
     ),

@@ -19,6 +19,7 @@ from tunewright.parity import compare, compared_part, write_batches
 from tunewright.task import TaskType
 from tunewright.task_types.text_classification import Task, TaskParams
 
+CARD = ("README.md", "DATA_SHEET.md", "card.json")
 LABELS = ["bad", "good", "mixed"]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "fine", "film", "dull", "play", "long", "##er"]
 TASK = Task(TaskParams(type="text_classification", labels=LABELS))
@@ -78,10 +79,14 @@ def project(tuned: Path, folder: Path, **more: list[list[int]]) -> ExportPaths:
         out.write_table(table)
     shutil.copytree(tuned, folder / "tuned")
     write_json(folder / "model.passed", {"model": sha256_tree(folder / "tuned")})
+    (folder / "card").mkdir()
+    for name in CARD:
+        (folder / "card" / name).write_text(f"{name} of the card\n")
     return ExportPaths(
         tuned_model=folder / "tuned",
         model_passed=folder / "model.passed",
         tokens=folder / "tokens",
+        card=folder / "card",
         export=folder / "export",
     )
 
@@ -106,7 +111,10 @@ def test_the_manifest_names_every_file_by_its_bytes(exported):
     paths, report = exported
     manifest = json.loads((paths.export / "MANIFEST.json").read_text())
     files = {found.name for found in paths.export.iterdir()} - {"MANIFEST.json"}
-    assert set(manifest["files"]) == files >= {"config.json", "model.onnx", "model.safetensors", "tokenizer.json"}
+    assert all((paths.export / name).read_text() == f"{name} of the card\n" for name in CARD)
+    assert (
+        set(manifest["files"]) == files >= {*CARD, "config.json", "model.onnx", "model.safetensors", "tokenizer.json"}
+    )
     for name, entry in manifest["files"].items():
         assert entry == {"sha256": sha256_file(paths.export / name), "size": (paths.export / name).stat().st_size}
     assert manifest["model_sha256"] == sha256_tree(paths.tuned_model)

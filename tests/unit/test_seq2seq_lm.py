@@ -411,6 +411,7 @@ def test_the_stages_after_finetune_measure_and_export_what_writes(base):
     chrf = [report.splits["test"].metrics["chrf"].value for report in (found, before, opponent)]
     assert found.margin_over_base.value == pytest.approx(chrf[0] - chrf[1])
     assert found.margin_over_baseline.value == pytest.approx(chrf[0] - chrf[2])
+    Path("card").mkdir()
     report = export.run(
         stage_paths(export.ExportPaths, **names),
         export.ExportParams(onnx=False, opset_version=18, parity_rows=4, parity_atol=1e-4),

@@ -197,6 +197,8 @@ def test_a_stage_gets_its_arguments_by_their_type_hints_and_leaves_a_report(proj
     assert (left["stage"], left["outcome"], left["message"]) == ("toy", "ran", "")
     assert 0 <= left["work_seconds"] <= left["process_seconds"]
     assert left["peak_memory_mb"] > 0
+    assert left["usage"]["cpu_seconds"] > 0 < left["usage"]["wall_seconds"]
+    assert left["usage"]["gpu_seconds"] == 0
 
 
 @pytest.mark.parametrize(

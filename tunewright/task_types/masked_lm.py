@@ -55,6 +55,7 @@ class Task(TaskType):
     in_percent: ClassVar[frozenset[str]] = frozenset({"masked_accuracy"})
     score_name: ClassVar[str] = "masked_accuracy"
     examples_title: ClassVar[str] = "Rows that it knows least"
+    pipeline_tag: ClassVar[str] = "fill-mask"
 
     def encode(self, rows: pa.Table, tokenizer: ModelTokenizer, max_length: int) -> dict[str, list[Any]]:
         """Tokenize `text`; a longer one is cut into several inputs, so that nothing is lost.

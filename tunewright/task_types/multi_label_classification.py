@@ -43,6 +43,7 @@ class Task(TaskType):
     in_percent: ClassVar[frozenset[str]] = frozenset({"subset_accuracy", "all labels right"})
     score_name: ClassVar[str] = "all labels right"
     examples_title: ClassVar[str] = "Costliest errors"
+    pipeline_tag: ClassVar[str] = "text-classification"
 
     def encode(self, rows: pa.Table, tokenizer: ModelTokenizer, max_length: int) -> dict[str, list[Any]]:
         """Tokenize `text`; for each label of `task.labels` 1.0 where the row has it, else 0.0."""

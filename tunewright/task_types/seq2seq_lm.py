@@ -69,6 +69,7 @@ class Task(TaskType):
     in_percent: ClassVar[frozenset[str]] = frozenset({"exact_match"})
     score_name: ClassVar[str] = "chrF"
     examples_title: ClassVar[str] = "The texts furthest from what was expected"
+    pipeline_tag: ClassVar[str] = "text-generation"
 
     def encode(self, rows: pa.Table, tokenizer: ModelTokenizer, max_length: int) -> dict[str, list[Any]]:
         """Tokenize `text` in its template, and `target`: the labels, with the token that ends a text.

@@ -42,6 +42,7 @@ class Task(TaskType):
     in_percent: ClassVar[frozenset[str]] = frozenset({"accuracy"})
     score_name: ClassVar[str] = "accuracy"
     examples_title: ClassVar[str] = "Most confident errors"
+    pipeline_tag: ClassVar[str] = "text-classification"
 
     def encode(self, rows: pa.Table, tokenizer: ModelTokenizer, max_length: int) -> dict[str, list[Any]]:
         """Tokenize `text`; a label becomes its index in `task.labels`."""

@@ -48,6 +48,7 @@ class Task(TaskType):
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"rmse", "mae"})
     score_name: ClassVar[str] = "minus the absolute error"
     examples_title: ClassVar[str] = "Largest errors"
+    pipeline_tag: ClassVar[str] = "text-classification"
 
     def encode(self, rows: pa.Table, tokenizer: ModelTokenizer, max_length: int) -> dict[str, list[Any]]:
         """Tokenize `text`; a label becomes (label − label_offset) / label_scale."""

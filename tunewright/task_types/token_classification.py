@@ -52,6 +52,7 @@ class Task(TaskType):
     metric_names: ClassVar[tuple[str, ...]] = ("entity_f1", "macro_f1", "accuracy")
     in_percent: ClassVar[frozenset[str]] = frozenset({"accuracy"})
     score_name: ClassVar[str] = "accuracy"
+    pipeline_tag: ClassVar[str] = "token-classification"
 
     def encode(self, rows: pa.Table, tokenizer: ModelTokenizer, max_length: int) -> dict[str, list[Any]]:
         """Tokenize the words of `text`. The first token of a word has its label, the others and the special tokens
