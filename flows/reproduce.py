@@ -107,7 +107,7 @@ def _all_steps(
     if deployed and run.changed:
         if (state := landing.bring(landed, return_state=True)).type != StateType.COMPLETED:
             return _failed_step("bring data", state)
-        nodes, run.changed = plan()
+        nodes, run.changed = asking.when_free(plan, _say_waiting)
     repair.keep_lock_file()
     stages = _all_stages(nodes, run, started)
     artifacts.publish([asdict(ended) for ended in stages], round(time.perf_counter() - started, 3))

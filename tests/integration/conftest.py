@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from ruamel.yaml import YAML
 
 from flows.server import Server
+from tests.processes import at_work_in, free_port
 from tunewright.params import PathsParams
 
 REPOSITORY = Path(__file__).parents[2]
@@ -196,9 +195,7 @@ class Toy:
     @contextmanager
     def served(self, deployed: bool = True) -> Iterator[Served]:
         """`tunewright serve` at work while the block lasts, and by default everything deployed."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         serving = self.start("serve", "--port", str(port))
         try:
             _wait_for((self.folder / ".tunewright" / "server.json").exists, 600)
@@ -279,16 +276,11 @@ class Toy:
 
     def survivors(self) -> list[str]:
         """Living processes whose working folder is this project, without the test's own: number and command."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                inside = Path(process.cwd()) == self.folder and process.status() != psutil.STATUS_ZOMBIE
-                command = " ".join(process.cmdline())
-            except (psutil.Error, OSError):
-                continue
-            if inside and process.pid != os.getpid():
-                found.append(f"{process.pid} {command}")
-        return found
+        return [
+            f"{process.pid} {command}"
+            for process, place, command in at_work_in(self.folder)
+            if place == self.folder and process.pid != os.getpid()
+        ]
 
 
 def _ask(api_url: str, path: str, **body: Any) -> Any:

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.integration.test_sweep import inside
+from tests.processes import at_work_in, free_port
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(1500)]
 
@@ -83,12 +82,6 @@ def shared(toy: Any, tmp_path: Path) -> Any:
     ):
         assert toy.sh(*command).returncode == 0
     return toy
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def sweep(toy: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -170,7 +163,7 @@ def test_a_sweep_that_is_ended_ends_its_trials_on_the_other_machines(
     stage = int(found[0].read_text())
     wait_for(lambda: not psutil.pid_exists(stage) or psutil.Process(stage).status() == psutil.STATUS_ZOMBIE, 240)
     projects = [nodes.project(name) for name in ("one", "two")]
-    wait_for(lambda: not any(inside(project) for project in projects), 240)
+    wait_for(lambda: not any(any(at_work_in(project)) for project in projects), 240)
 
 
 RAY = """

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
 from tests.integration.conftest import Served
+from tests.processes import at_work_in
 
 
 @dataclass
@@ -40,17 +40,8 @@ class Standing:
 
     def at_work(self, *named: str) -> list[psutil.Process]:
         """Living processes in a run's clone; or with all these words in their command, anywhere in the project."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                place, command = Path(process.cwd()), " ".join(process.cmdline())
-                zombie = process.status() == psutil.STATUS_ZOMBIE
-            except (psutil.Error, OSError):
-                continue
-            inside = self.toy.folder if named else self.toy.folder / ".tunewright" / "clones"
-            if place.is_relative_to(inside) and not zombie and all(word in command for word in named):
-                found.append(process)
-        return found
+        inside = self.toy.folder if named else self.toy.folder / ".tunewright" / "clones"
+        return [process for process, _, command in at_work_in(inside) if all(word in command for word in named)]
 
 
 @pytest.fixture

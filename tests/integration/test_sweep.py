@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import signal
-from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from tests.conftest import Project
+from tests.processes import at_work_in
 from tunewright.params import load_params
 
 GRID = ("--set", "two.text=a,bbb", "--set", "one.text=x,yy", "--metric", "last.length", "--direction", "maximize")
@@ -33,18 +32,6 @@ def results(toy: Any, name: str = "grid") -> dict[str, Any]:
 def experiments(toy: Any) -> set[str]:
     """The names that `dvc exp list` gives."""
     return set(toy.sh("dvc", "exp", "list", "--name-only").stdout.split())
-
-
-def inside(folder: Path) -> list[int]:
-    """Living processes that work somewhere inside a folder."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if Path(process.cwd()).is_relative_to(folder) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-        except (psutil.Error, OSError):
-            continue
-    return found
 
 
 def test_a_grid_of_four_gives_four_experiments_and_its_best_is_applied(committed: Any) -> None:
@@ -132,7 +119,7 @@ def test_a_sweep_that_was_ended_goes_on_where_it_was(committed: Any, wait_for: A
         wait_for(lambda: list(clones.glob("*/.tunewright/asleep")), 120)
         process.send_signal(number)
         output, _ = process.communicate(timeout=60)
-        wait_for(lambda: inside(toy.folder) == [])
+        wait_for(lambda: not any(at_work_in(toy.folder)))
         assert process.returncode == (130 if number == signal.SIGTERM else -signal.SIGKILL), output
     (clone,) = clones.iterdir()
     (clone / "mark").touch()
@@ -143,7 +130,7 @@ def test_a_sweep_that_was_ended_goes_on_where_it_was(committed: Any, wait_for: A
     # The first one was not run again, and the second one was gone on with in its own clone.
     assert toy.states()[trials[0]["experiment"]] == "Kept"
     assert (clones / trials[1]["key"] / "mark").exists() and clone.name == trials[1]["key"]
-    wait_for(lambda: inside(toy.folder) == [])
+    wait_for(lambda: not any(at_work_in(toy.folder)))
 
 
 @pytest.mark.heavy

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.killing import PARAMS, REPOSITORY, make_folder
+from tests.processes import free_port
 from tunewright import machines
 from tunewright.errors import UserError
 from tunewright.files import read_json, sha256_tree
@@ -21,12 +21,6 @@ from tunewright.stage import QUIET, SPIN
 
 TWO: dict[str, Any] = {"num_processes": 2, "num_machines": 2, "per_device_train_batch_size": 4}
 OFF: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def start(folder: Path, rank: int, port: int, seconds: int = 300, kill: Any = None, **changes: Any) -> Any:
