@@ -5,13 +5,14 @@ Heavy libraries are imported inside the commands that use them: `tunewright chec
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, BinaryIO, Literal, NoReturn
 
 import typer
 from rich.text import Text
@@ -259,6 +260,48 @@ def score(
             console.print(Text(line))
 
 
+@app.command(rich_help_panel=RUN)
+def predict(
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="[TEXT]…", help="Else --file, or standard input.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="Texts, one a line.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="An exported model's folder; else the champion's, or paths.export.")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="A branch, tag, commit or `champion`: its exported model and params.")
+    ] = None,
+) -> None:
+    """Ask the exported model for single texts: JSON, a line a text."""
+    from flows.predict import Predictor, lines_of
+    from flows.which_model import chosen
+
+    with _told(), ExitStack() as stack:
+        if texts and file is not None:
+            raise UserError("found texts and --file; expected one of them.")
+        by = stack.enter_context(chosen(model, revision))
+        if by.bring is not None:
+            by.bring()
+        if texts:
+            some: Iterable[list[str]] = [texts]
+        elif file is not None:
+            some = lines_of(stack.enter_context(_opened(file)).fileno(), str(file))
+        else:
+            some = lines_of(sys.stdin.fileno(), "standard input")
+        predictor = Predictor(by.folder, by.params)
+        for lines in some:
+            for answer in predictor.answers(lines):
+                typer.echo(json.dumps(answer, ensure_ascii=False))
+
+
+def _opened(file: Path) -> BinaryIO:
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise UserError(f"--file: {file}: {error.strerror}. Expected a file of texts, one a line.") from error
+
+
 @contextmanager
 def _server() -> Iterator[Callable[[], None]]:
     """A Prefect server in the environment, while the block lasts: the one that it names, the standing one, or one of
@@ -403,6 +446,23 @@ def check() -> None:
         if found:
             raise UserError("params.yaml: " + "\n  ".join([f"{len(found)} faults" if found[1:] else "1 fault", *found]))
         console.print("params.yaml: no faults.")
+
+
+@app.command(rich_help_panel=LOOK)
+def verify(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """Hash every byte from the raw data to the export again, and name each that is not as recorded; status 3."""
+    from flows.verify import verify
+    from tunewright.errors import EXIT_GATE_CLOSED
+    from tunewright.files import canonical_json
+
+    with _told():
+        found = verify()
+        if as_json:
+            typer.echo(canonical_json(found.as_json()), nl=False)
+        else:
+            console.print(Text(found.summary()))
+        if found.mismatches:
+            raise typer.Exit(EXIT_GATE_CLOSED)
 
 
 @app.command(rich_help_panel=CHAMPION)

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +111,24 @@ def cache_folder() -> Path:
     """
     with _repo() as repo:
         return Path(repo.cache.local_cache_dir).resolve()
+
+
+def counted_files(folders: Iterable[str]) -> dict[str, list[str]]:
+    """The files of each folder that DVC counts, without what `.dvcignore` names, relative to it; none of one that is
+    not there.
+
+    Raises
+        UserError  when DVC can't read the project, with the command that mends it.
+    """
+    with _repo() as repo:
+        return {
+            folder: [
+                Path(place, name).relative_to(Path(folder).resolve()).as_posix()
+                for place, _, names in repo.dvcignore.walk(repo.fs, str(Path(folder).resolve()))
+                for name in names
+            ]
+            for folder in folders
+        }
 
 
 def settings_like_here(clone: Path) -> None:

@@ -95,7 +95,7 @@ def score(wish: Wish, params: Params, bring: Callable[[], None] | None = None) -
             return Scored(wish.output, True, made_of)
         if bring is not None:
             bring()
-        _check_model(folder, task, params)
+        check_model(folder, task, params)
         return _write(wish, params, task, folder, source, made_of)
 
 
@@ -150,7 +150,7 @@ def _standing(output: Path) -> dict[str, Any] | None:
     return found
 
 
-def _check_model(folder: Path, task: TaskType, params: Params) -> None:
+def check_model(folder: Path, task: TaskType, params: Params) -> None:
     """Hold the model's files against its manifest, and its labels and length against params.
 
     Raises

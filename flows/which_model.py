@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flows import graph, registry
@@ -11,47 +13,74 @@ from flows.git import git
 from flows.scoring import MANIFEST, Scored, Wish, score
 from tunewright.errors import UserError
 from tunewright.files import write_text
-from tunewright.params import PARAMS_FILE, load_params
+from tunewright.params import PARAMS_FILE, Params, load_params
 
 CHAMPION = "champion"
 
 
-def score_with(wish: Wish, revision: str | None) -> tuple[Scored, str]:
-    """Score, and tell by which model.
+@dataclass(frozen=True)
+class Chosen:
+    """An exported model, and the params that it was made by. name: of what was chosen, for the user."""
 
-    wish.model: a folder, by the params of the working folder. revision: a branch, a tag, a commit or `champion`, whose
+    params: Params
+    folder: Path
+    name: str
+    bring: Callable[[], None] | None = None
+    """Brings the model, of which so far only the manifest is there."""
+
+
+def score_with(wish: Wish, revision: str | None) -> tuple[Scored, str]:
+    """Score, and tell by which model.   wish.model, revision: see `chosen`.
+
+    Raises
+        UserError  see `score` and `chosen`.
+    """
+    with chosen(wish.model, revision) as by:
+        return score(replace(wish, model=by.folder), by.params, by.bring), by.name
+
+
+@contextmanager
+def chosen(model: Path | None, revision: str | None) -> Iterator[Chosen]:
+    """The model that answers, while the block lasts.
+
+    model: a folder, by the params of the working folder. revision: a branch, a tag, a commit or `champion`, whose
     export and params are taken from DVC's cache or remote. Neither: the champion where there is one, else the export
     that stands in the working folder, else that of HEAD, as in a fresh clone.
 
     Raises
-        UserError  see `score`; for a revision that git does not know or whose export DVC can't find.
+        UserError  for a revision that git does not know or whose export DVC can't find.
     """
-    if wish.model is not None:
+    if model is not None:
         if revision is not None:
             raise UserError("--model and --revision: found both; expected one of them.")
-        return score(wish, load_params()), str(wish.model)
+        yield Chosen(load_params(), model, str(model))
+        return
     found = registry.champion() if revision in (None, CHAMPION) and _has_history() else None
     if found is not None:
-        return _score_at(wish, found.commit), f"the champion, {found.name}"
+        with _at(found.commit, f"the champion, {found.name}") as by:
+            yield by
+        return
     if revision == CHAMPION:
         raise UserError("there is no champion yet: `tunewright promote` makes one.")
     if revision is None:
         params = load_params()
         if (params.path("export") / MANIFEST).is_file() or not _has_history():
-            return score(wish, params), str(params.path("export"))
+            yield Chosen(params, params.path("export"), str(params.path("export")))
+            return
     revision = revision or "HEAD"
-    return _score_at(wish, registry.commit_of(revision)), f"that of {revision}"
+    with _at(registry.commit_of(revision), f"that of {revision}") as by:
+        yield by
 
 
-def _score_at(wish: Wish, commit: str) -> Scored:
+@contextmanager
+def _at(commit: str, told: str) -> Iterator[Chosen]:
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         write_text(scratch / PARAMS_FILE, graph.read_at(PARAMS_FILE, commit))
         params = load_params(scratch / PARAMS_FILE)
         export = params.path("export")
         graph.fetch_at([export / MANIFEST], commit, scratch)
-        here = replace(wish, model=scratch / export)
-        return score(here, params, lambda: graph.fetch_at([export], commit, scratch))
+        yield Chosen(params, scratch / export, told, lambda: graph.fetch_at([export], commit, scratch))
 
 
 def _has_history() -> bool:

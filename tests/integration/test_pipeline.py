@@ -107,6 +107,36 @@ def test_the_card_goes_with_the_export_and_a_change_of_the_cost_runs_nothing(ran
 
 
 @pytest.mark.heavy  # test_flow.py shows the same on a project of four stages
+def test_verify_hashes_the_whole_chain_and_names_each_byte_that_was_changed(ran):
+    """FAULTS.md row 11: DVC says that all is up to date where an object of its cache was altered."""
+    assert "every byte is as recorded" in ran.tunewright("verify").stdout
+    raw = next(path for path in (ran.root / "data/raw").rglob("*") if path.is_file() and path.suffix != ".dvc")
+    weights, tokens = "models/tuned/model.safetensors", "data/tokens/train.arrow"
+    listed = {out["path"]: out["md5"] for out in ran.lock()["stages"]["prepare"]["outs"]}
+    folder = ran.root / ".dvc/cache/files/md5"
+    inside = read_json(folder / listed["data/prepared"][:2] / listed["data/prepared"][2:])
+    cached = next(folder / file["md5"][:2] / file["md5"][2:] for file in inside if file["relpath"] == "test.parquet")
+    changed = [raw, ran.root / tokens, ran.root / weights, ran.root / "models/export/model.onnx", cached]
+    before = {path: path.read_bytes() for path in changed}
+    for path, content in before.items():
+        path.chmod(0o644)
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    done = ran.tunewright("verify", check=False)
+    for path, content in before.items():
+        path.write_bytes(content)
+    assert done.returncode == 3
+    told = done.stdout.splitlines()
+    for name, whose in (
+        (raw.relative_to(ran.root).as_posix(), "read by ingest"),
+        (tokens, "written by tokenize"),
+        (weights, "written by finetune"),
+        ("models/export/model.onnx", "exported"),
+        (cached.name, "of data/prepared, in DVC's cache"),
+    ):
+        assert any(name in line and whose in line for line in told), (name, told)
+    assert "every byte is as recorded" in ran.tunewright("verify").stdout
+
+
 def test_dvc_alone_does_the_same_work_and_gives_the_same_lock(ran, tmp_path_factory, tiny_model):
     alone = Project.make(tmp_path_factory.mktemp("dvc"), tiny_model)
     alone.run("dvc", "repro")

@@ -38,6 +38,46 @@ def scoring(tmp_path: Path, tiny_model: Path) -> Project:
     return project
 
 
+def answered(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_predict_answers_texts_a_file_and_a_pipe_as_score_does(scoring: Project) -> None:
+    scoring.tunewright("score", "new.csv", "--output", "scores/new.parquet")
+    scored = read_parquet(scoring.root / "scores/new.parquet").to_pylist()
+    asked = ["A fine film.", "write to anna@example.com"]
+    given = answered(scoring.tunewright("predict", *asked))
+    assert [answer["text"] for answer in given] == asked
+    for answer, row in zip(given, scored, strict=True):
+        assert answer["predicted"] == row["predicted"]
+        assert answer["probabilities"] == {
+            name: pytest.approx(row[f"probability_{name}"], abs=1e-6) for name in ("negative", "positive")
+        }
+
+    (scoring.root / "texts.txt").write_bytes("\ufeffA fine film.\r\n\nSchön.".encode())
+    from_file = answered(scoring.tunewright("predict", "--file", "texts.txt"))
+    assert [answer["text"] for answer in from_file] == ["A fine film.", "", "Schön."]
+    assert from_file[0] == given[0] and "empty_text" in from_file[1]["error"] and "predicted" in from_file[2]
+
+    # A pipe that stays open is answered as its lines come.
+    pipe = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "predict"],
+        cwd=scoring.root,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert pipe.stdin is not None and pipe.stdout is not None
+    pipe.stdin.write(b"A fine film.\n")
+    pipe.stdin.flush()
+    assert json.loads(pipe.stdout.readline()) == given[0]
+    pipe.stdin.write(b"caf\xe9\n")
+    pipe.stdin.close()
+    assert "standard input: line 2: byte 3 is not UTF-8" in pipe.stdout.read().decode()
+    assert pipe.wait(60) == 2
+
+
 def test_the_command_scores_once_and_takes_the_model_of_a_revision(scoring: Project) -> None:
     output = scoring.root / "scores/new.parquet"
     done = scoring.tunewright("score", "new.csv", "--output", "scores/new.parquet")
