@@ -536,6 +536,33 @@ def serve(
 
 
 @app.command(rich_help_panel=STAND)
+def serve_model(
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: a free one.")] = 8000,
+    host: Annotated[
+        str, typer.Option("--host", help="The address to listen on; one that others reach needs a token.")
+    ] = "127.0.0.1",
+    max_batch_size: Annotated[int, typer.Option("--max-batch-size", min=1, max=1024, help="Texts at once.")] = 32,
+    model: Annotated[
+        Path | None, typer.Option(help="An exported model's folder; else the champion's, or paths.export.")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="A branch, tag, commit or `champion`: its exported model and params.")
+    ] = None,
+) -> None:
+    """Answer over HTTP with the exported classifier, and show a page to try texts on, until Ctrl-C."""
+    from flows import model_service
+    from flows.onnx_model import OnnxModel
+    from flows.which_model import chosen
+
+    with _told(), chosen(model, revision) as by:
+        token = model_service.token_for(host)
+        if by.bring is not None:
+            by.bring()
+        app = model_service.app_of(OnnxModel(by.folder, by.params), by, host, token, max_batch_size)
+        model_service.serve(app, host, port, lambda url: console.print(f"{by.name}: {url}   Ctrl-C stops it."))
+
+
+@app.command(rich_help_panel=STAND)
 def deploy() -> None:
     """Register the deployments of prefect.yaml with the standing server."""
     import subprocess

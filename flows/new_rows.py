@@ -110,6 +110,33 @@ def converses(task: TaskType) -> bool:
     return isinstance(task, Writer) and "target" not in task.columns
 
 
+class Cleaner:
+    """Cleans a text as prepare would, or says why it can't be used."""
+
+    def __init__(self, params: Params, task: TaskType) -> None:
+        self._steps = params.value("prepare.normalise")
+        self._task = task
+        self._guard = Guard(params.value("prepare.privacy"))
+        self._refuses = Guard(_only_what_fails(params.value("prepare.privacy")))
+
+    def clean(self, row_id: str, old: str | None) -> tuple[str, tuple[str, str] | None]:
+        """The text as the model is to read it, and what is wrong with it: a reason and its detail."""
+        if not old or not old.strip():
+            return "", (EMPTY_TEXT, "text is empty, expected something to be read")
+        if self._refuses.text(row_id, old) != old:
+            return "", (PERSONAL_DATA, "text holds what prepare.privacy refuses, expected none")
+        (normal,) = normalise([old], self._steps, Counter())
+        text = self._guard.text(row_id, normal)
+        fault = None
+        if not text:
+            fault = (EMPTY_TEXT, "nothing is left of text after prepare.normalise")
+        elif self._task.label_kind == "sequence":
+            fault = _words_fault(old, text, self._steps)
+        elif converses(self._task):
+            fault = _turns_fault(old, text)
+        return text, fault
+
+
 class NewRows:
     """The rows of one file that can be scored, and how many can't, by reason.
 
@@ -122,8 +149,7 @@ class NewRows:
         self._params = params
         self._task = task
         self._quarantine = quarantine
-        self._guard = Guard(params.value("prepare.privacy"))
-        self._refuses = Guard(_only_what_fails(params.value("prepare.privacy")))
+        self._cleaner = Cleaner(params, task)
         self.rejected = Counter[str]()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -135,7 +161,7 @@ class NewRows:
         ingest = importlib.import_module(f"stages.{STAGE}")
         ingest_params = self._params.value(STAGE)
         for row in ingest.new_rows(self._data, self._source, ingest_params, self._task, self):
-            text, fault = self._cleaned(row)
+            text, fault = self._cleaner.clean(row["row_id"], row["text"])
             if fault is not None:
                 self.reject(row, *fault)
                 continue
@@ -162,25 +188,6 @@ class NewRows:
                 "record": json.dumps({"text": row["text"]}, ensure_ascii=False)[: sources.SHOWN],
             }
         )
-
-    def _cleaned(self, row: dict[str, Any]) -> tuple[str, tuple[str, str] | None]:
-        """The text as prepare would write it, and what is wrong with it."""
-        old = row["text"]
-        if not old or not old.strip():
-            return "", (EMPTY_TEXT, "text is empty, expected something to be read")
-        if self._refuses.text(row["row_id"], old) != old:
-            return "", (PERSONAL_DATA, "text holds what prepare.privacy refuses, expected none")
-        steps = self._params.value("prepare.normalise")
-        (normal,) = normalise([old], steps, Counter())
-        text = self._guard.text(row["row_id"], normal)
-        fault = None
-        if not text:
-            fault = (EMPTY_TEXT, "nothing is left of text after prepare.normalise")
-        elif self._task.label_kind == "sequence":
-            fault = _words_fault(old, text, steps)
-        elif converses(self._task):
-            fault = _turns_fault(old, text)
-        return text, fault
 
 
 def _words_fault(old: str, text: str, steps: Any) -> tuple[str, str] | None:

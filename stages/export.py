@@ -119,7 +119,7 @@ def run(
         # The safetensors are compared while this process is busy with the ONNX export.
         with start("safetensors", folder, asked, num_threads) as comparison:
             if params.onnx:
-                _write_onnx(model, batches[0][0], params.opset_version, folder / "model.onnx")
+                write_onnx(model, batches[0][0], params.opset_version, folder / "model.onnx")
             parity["safetensors"] = outcome(comparison)
         if params.onnx:
             with start("onnx", folder, asked, num_threads) as comparison:
@@ -195,7 +195,7 @@ def _check_has_onnx(model: Any) -> None:
         )
 
 
-def _write_onnx(model: Any, example: dict[str, np.ndarray], opset_version: int, path: Path) -> None:
+def write_onnx(model: Any, example: dict[str, np.ndarray], opset_version: int, path: Path) -> None:
     """Write model.onnx with dynamic batch and length, its inputs and its output named as Transformers names them."""
     import logging
 

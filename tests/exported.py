@@ -10,9 +10,11 @@ from tunewright.files import sha256_file, write_json
 from tunewright.task import load_task
 
 
-def export(folder: Path, base: Path, params: Any) -> None:
+def export(folder: Path, base: Path, params: Any, onnx: bool = False, control: dict[str, Any] | None = None) -> None:
     """An exported model as the stage of that name leaves one: seeded weights on top of a tiny model."""
     import torch
+
+    from stages.export import write_onnx
 
     task = load_task(params.task)
     torch.manual_seed(0)
@@ -20,6 +22,12 @@ def export(folder: Path, base: Path, params: Any) -> None:
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(base / name, folder)
+    if onnx:
+        example = {name: torch.ones((2, 2), dtype=torch.int64).numpy() for name in ("input_ids", "attention_mask")}
+        write_onnx(model.eval(), example, 18, folder / "model.onnx")
+    if control is not None:
+        write_json(folder / "control.json", control)
     files = {found.name: found for found in sorted(folder.iterdir())}
     told_of = {name: {"sha256": sha256_file(file), "size": file.stat().st_size} for name, file in files.items()}
-    write_json(folder / "MANIFEST.json", {"files": told_of})
+    model_sha256 = told_of["model.safetensors"]["sha256"]
+    write_json(folder / "MANIFEST.json", {"files": told_of, "model_sha256": model_sha256})

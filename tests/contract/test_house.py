@@ -33,6 +33,7 @@ CHEAP = [
 IMPORTS = "tests/integration/test_imports.py"
 OWN_REPOSITORY = "tests/integration/test_own_repository.py"
 SWEEPS = "tests/integration/test_sweep.py"
+SERVICE = "tests/integration/test_model_service.py"
 CHAMPION = "tests/integration/test_champion.py"
 CLUSTER = "tests/integration/test_cluster.py"
 FROM_SCRATCH = "tests/integration/test_from_scratch.py"
@@ -84,6 +85,9 @@ ELSEWHERE = {
     "tunewright accept": "tests/integration/test_drift.py",
     'tunewright predict "A joy from start to finish."': "tests/integration/test_score.py",
     "tunewright predict --file texts.txt": "tests/integration/test_score.py",
+    "tunewright serve-model": SERVICE,
+    """curl --json '{"texts": ["A joy from start to finish."]}' http://127.0.0.1:8000/predict""": SERVICE,
+    "TUNEWRIGHT_SERVE_TOKEN=… tunewright serve-model --host 0.0.0.0": SERVICE,
     "tunewright verify": "tests/integration/test_pipeline.py",
     "tunewright sweep --set finetune.learning_rate=5e-5,1e-4,2e-4 --set finetune.weight_decay=0.0,0.01": SWEEPS,
     'tunewright sweep --trials 20 --set "finetune.learning_rate=loguniform(1e-5,1e-3)"': SWEEPS,
