@@ -10,7 +10,8 @@ Three scratch copies of the project, nothing cached in any of them:
 3. `tunewright run --jobs 1`: what the flow adds on top of that (Prefect, its server, and a `dvc` for each stage).
    Then `tunewright run` as a user types it, with independent stages side by side;
 4. in that last copy, where nothing has changed since: what it costs to be told so, by DVC and by us, in turn, so that
-   a busy machine is as busy for one as for the other. Asking must cost at most half of a `dvc status`. `--asking`: this
+   a busy machine is as busy for one as for the other. Asking whether there is anything to do must cost at most half
+   of a `dvc status`: of you in your folder (`tunewright why`), and of a deployed run in its clone. `--asking`: this
    part alone.
 
 A stage writes its own seconds to `.tunewright/runs/`, from the start of `run_stage`; what its process takes before
@@ -44,24 +45,30 @@ ROUNDS = 5
 ALLOWED = 0.5
 """Of a `dvc status`: what asking may cost."""
 STATUS = "dvc status"
+COUNT = """
+import os, time
+from flows import asking, graph
+
+def count(ask):
+    ask()
+    wall, before = time.perf_counter(), os.times()
+    ask()
+    print(time.perf_counter() - wall, sum(os.times()[:4]) - sum(before[:4]))
+
+"""
 ASKING = {
     STATUS: ["dvc", "status"],
     "dvc repro": ["dvc", "repro"],
     "tunewright why": ["tunewright", "why"],
     "tunewright run": ["tunewright", "run"],
-    # A flow asks in its own process, which is there anyway: what is counted is printed by itself.
-    "asking in the flow": [
+    # A flow asks in its own process, which is there anyway: what is counted is printed by itself, git's share included.
+    "a deployed run": [
         *(sys.executable, "-c"),
-        """if True:
-            import time
-            from flows.graph import plan
-            plan()
-            wall, cpu = time.perf_counter(), time.process_time()
-            plan()
-            print(time.perf_counter() - wall, time.process_time() - cpu)
-        """,
+        f"{COUNT}count(lambda: asking.done_before(asking.tree_here(), ('a',)))",
     ],
+    "each stage's reasons, in the flow": [*(sys.executable, "-c"), f"{COUNT}count(graph.plan)"],
 }
+BOUNDED = ("tunewright why", "a deployed run")
 IMPORT_LINE = re.compile(r"^import time:\s+(\d+) \|", re.MULTILINE)
 
 
@@ -145,7 +152,7 @@ def asking(folder: Path) -> dict[str, dict[str, float]]:
             wall = time.perf_counter() - started
             assert status == 0, f"{name}: {output}"
             spent = (wall, usage.ru_utime + usage.ru_stime)
-            if name == "asking in the flow":
+            if COUNT in command[-1]:
                 spent = tuple(map(float, output.split()[-2:]))
             if turn:  # the first fills caches: bytecode, DVC's state, the answer that `why` keeps
                 rounds[name].append(spent)
@@ -163,7 +170,7 @@ def show_asking(found: dict[str, dict[str, float]]) -> None:
         ratios = [f"{spent[key] / status[key]:.2f}" for key in ("wall", "cpu")]
         rows.append([name, spent["wall"], spent["cpu"], *ratios])
     print(table(rows))
-    for name in ("tunewright why", "asking in the flow"):
+    for name in BOUNDED:
         holds = found[name]["cpu"] <= ALLOWED * status["cpu"]
         print(f"{name}: {'at most' if holds else 'MORE THAN'} {ALLOWED} of the CPU seconds of a dvc status")
 

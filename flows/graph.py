@@ -71,7 +71,11 @@ def plan(allow_missing: bool = False) -> tuple[list[Node], dict[str, tuple[str, 
     allow_missing: a file that dvc.lock knows and that only was not laid out here, as in a fresh clone, is no change.
     """
     with _repo() as repo:
-        return _nodes(repo), _changes(repo, None, allow_missing)
+        from dvc.repo import lock_repo
+
+        # Held throughout: whenever DVC takes its lock anew it parses dvc.yaml and dvc.lock anew, most of the cost.
+        with lock_repo(repo):
+            return _nodes(repo), _changes(repo, None, allow_missing)
 
 
 def followers(nodes: list[Node], changed: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
