@@ -5,6 +5,7 @@
     metrics               the test metrics with their intervals, beside the baseline's and the base model's
     fairness-of-data      the groups of the training rows against their reference group
     cost                  what each stage that ran took of electricity
+    fairness-of-model     the groups of the test rows, as the tuned model treats them
     reproduce-summary     the run in words
 
 A table is made anew where the stage that it tells of has run or was restored, so that its versions are the changes.
@@ -54,6 +55,11 @@ def publish(stages: Sequence[Mapping[str, Any]], seconds: float) -> None:
                 _fairness(params, states),
             ),
             ("cost", "Electricity of the stages that ran, estimated as docs/cost.md says", _cost()),
+            (
+                "fairness-of-model",
+                "Predictions of the test rows by group, against one of them",
+                _fairness_of_model(params, states),
+            ),
         ):
             if rows:
                 made[key] = _table(key, description, rows)
@@ -162,6 +168,38 @@ def _cost() -> Rows:
         for stage, found in stages.items()
         if found["today"]
     ]
+
+
+def _fairness_of_model(params: Params, states: Mapping[str, str]) -> Rows:
+    """A row a group, then one an attribute whose identity terms were swapped."""
+    if states.get("audit_model") not in NEW_STATES:
+        return []
+    report = _report(params, "audit_model")
+    rows: Rows = []
+    for attribute in report.get("attributes", []):
+        for group, found in attribute["groups"].items():
+            impact = (found["comparison"] or {}).get("disparate_impact", {})
+            rows.append(
+                {
+                    "attribute": attribute["name"],
+                    "group": group,
+                    "rows": found["rows"],
+                    "reference": group == attribute["reference_group"],
+                    "accuracy": _rounded(found["accuracy"]["value"]),
+                    "selection rate": _rounded(found["selection_rate"]["value"]),
+                    "disparate impact": _rounded(impact.get("value")),
+                    "low": _rounded(impact.get("low")),
+                    "high": _rounded(impact.get("high")),
+                    "flip rate": None,
+                }
+            )
+    for name, flips in report.get("counterfactuals", {}).items():
+        rate = flips["flip_rate"]
+        empty = dict.fromkeys(("reference", "accuracy", "selection rate", "disparate impact"))
+        row = {"attribute": name, "group": "terms swapped", "rows": rate["rows"], **empty, **_interval(rate)}
+        row["flip rate"] = row.pop("value")
+        rows.append(row)
+    return rows
 
 
 def _summary(

@@ -40,6 +40,7 @@ SECTIONS = {
     "privacy": "Privacy",
     "leaks": "Leaks",
     "bias": "Bias in the data",
+    "fairness": "Fairness of the model",
     "drift": "Drift from the accepted data",
     "provenance": "Provenance",
 }
@@ -100,6 +101,7 @@ class ReportPaths(Paths):
     baseline_report: Dep
     evaluate_base_report: Dep
     evaluate_report: Dep
+    audit_model_report: Dep
     verdict_report: Dep
     predictions: Dep
     prepared: Dep
@@ -146,6 +148,7 @@ def run(
         of_task=of_task,
         pictures=pictures,
         drifted=charts.moved_most(drift["parts"]) if (drift := reports["drift"]["comparison"]) else None,
+        flipped=_flipped(reports["audit_model"], params.max_examples),
         steps=steps,
         by_source=_rows_by_source(paths.prepared),
         examples=examples,
@@ -246,7 +249,7 @@ def _pictures(reports: Mapping[str, Any], steps: list[charts.RowStep], task: Tas
             leaks["limits"]["metadata_warn"],
             metadata["majority_accuracy"],
         )
-    return pictures | charts.drift_pictures(reports["drift"])
+    return pictures | charts.fairness_pictures(reports["audit_model"]) | charts.drift_pictures(reports["drift"])
 
 
 def _compared(reports: Mapping[str, Any], metric: str) -> list[tuple[str, float, float, float]]:
@@ -299,6 +302,14 @@ def _examples(
     ]
     measure = "Probability" if sure else task.score_name.capitalize()
     return {"headers": [source, *answers.values(), measure, "Row"], "rows": rows}
+
+
+def _flipped(found: Mapping[str, Any], count: int) -> dict[str, list[dict[str, Any]]]:
+    """The predictions that swapped identity terms flip, by attribute: their texts are masked, and are cut here."""
+    return {
+        name: [flip | {key: _cut(flip[key]) for key in ("text", "swapped")} for flip in result["examples"][:count]]
+        for name, result in found["counterfactuals"].items()
+    }
 
 
 def _cut(text: str) -> str:

@@ -1,6 +1,7 @@
 """Every threshold of params.yaml against every report, in one verdict.
 
-Reads   paths.reports/{ingest,validate,prepare,audit_data,drift,check_leaks,baseline,evaluate_base,evaluate}.json
+Reads   paths.reports/STAGE.json  of the data's stages and the model's (tunewright/gates.py), baseline, evaluate_base
+                                  and evaluate
 Report  paths.reports/verdict.json
 
 Judging never fails: what was found stays there to be looked at, whichever way it went. `gate_model` acts on it.
@@ -14,7 +15,16 @@ from typing import Annotated, Any, get_args
 from pydantic import Field
 
 from tunewright.files import read_json
-from tunewright.gates import Finding, Verdict, closes, data_findings, data_reports
+from tunewright.gates import (
+    MODEL_STAGES,
+    Finding,
+    Verdict,
+    closes,
+    data_findings,
+    data_reports,
+    model_reports,
+    stage_findings,
+)
 from tunewright.params import Section
 from tunewright.report import Report
 from tunewright.stage import Dep, Key, Paths, run_stage
@@ -30,6 +40,7 @@ class VerdictPaths(Paths):
     baseline_report: Dep
     evaluate_base_report: Dep
     evaluate_report: Dep
+    audit_model_report: Dep
 
 
 class VerdictParams(Section):
@@ -59,10 +70,11 @@ class VerdictReport(Report):
 
 
 def run(paths: VerdictPaths, params: VerdictParams, limits: Annotated[Any, Key("gate_data")]) -> VerdictReport:
-    """Hold the limits of `gate_data` and of `verdict` against what the stages found."""
+    """Hold the limits of `gate_data` and `verdict` against what was measured, and add what stages found themselves."""
     evaluate = read_json(paths.evaluate_report)
     others = {"baseline": read_json(paths.baseline_report), "base": read_json(paths.evaluate_base_report)}
     findings = [*data_findings(limits, data_reports(paths)), *_model_findings(params, evaluate, others)]
+    findings += stage_findings(MODEL_STAGES, model_reports(paths))
     counted = Counter(finding.verdict for finding in findings)
     return VerdictReport(
         open=not any(closes(finding, limits.require_assessed) for finding in findings),

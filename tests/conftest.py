@@ -267,6 +267,7 @@ def _small(params: Any) -> None:
     params["paths"]["model_source"] = "models/tiny"
     params["fetch_model"]["model_name_or_path"] = "./models/tiny"
     params["validate"]["min_rows"] = 100
+    params["audit_data"]["sensitive_features"] = []  # which switches audit_model off too
     params["gate_data"]["max_label_share_gap"] = 0.5
     params["tokenize"]["max_length"] = 64
     params["finetune"].update(per_device_train_batch_size=16, learning_rate=1e-3, eval_steps=8, logging_steps=4)

@@ -323,6 +323,42 @@ def leaking_features(
         return _svg(axes, "What metadata tell of the label", told)
 
 
+def fairness_pictures(report: Mapping[str, Any]) -> dict[str, str]:
+    """A picture of each attribute of audit_model.json, called `fairness NAME`: the rates that decide, by group."""
+    return {
+        f"fairness {one['name']}": group_rates(
+            one["name"], one["groups"], report["favourable_label"], one["reference_group"]
+        )
+        for one in report["attributes"]
+        if one["groups"]
+    }
+
+
+def group_rates(attribute: str, groups: Mapping[str, Mapping[str, Any]], favourable: str, reference: str | None) -> str:
+    """The rate of favourable predictions and the accuracy of each group with their intervals, side by side; groups of
+    too few rows are pale and have none. The reference group has a star."""
+    panels = {"selection_rate": f"predicted “{_short(favourable)}”", "accuracy": "accuracy"}
+    names = [f"{name} ({found['rows']:,}){' *' if name == reference else ''}" for name, found in groups.items()]
+    with _drawing(0.38 * len(groups) + 1.0, grid="x", panels=2) as axes:
+        for panel, (rate, title) in zip(axes, panels.items(), strict=True):
+            for at, found in enumerate(groups.values()):
+                measure = found[rate]
+                if measure["value"] is None:
+                    continue
+                low, high = (measure["value"] if measure[end] is None else measure[end] for end in ("low", "high"))
+                _interval(panel, at, measure["value"], low, high, MUTED if measure["low"] is None else FIRST)
+            _names_on_y(panel, names if rate == "selection_rate" else [""] * len(names))
+            panel.set_xlim(-0.03, 1.03)
+            _percent_on_x(panel)
+            panel.set_xlabel(title)
+        told = "; ".join(
+            f"{name}: " + ", ".join(f"{title} {found[rate]['value']:.1%}" for rate, title in panels.items())
+            for name, found in groups.items()
+            if all(found[rate]["value"] is not None for rate in panels)
+        )
+        return _svg(axes[0], f"{attribute}: rates by group", told)
+
+
 def drift_pictures(report: Mapping[str, Any]) -> dict[str, str]:
     """All pictures of drift.json; none where nothing was accepted. Labels, lengths and words are drawn of the part (all
     rows, or one source) that has moved most."""

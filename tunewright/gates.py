@@ -21,6 +21,8 @@ Verdict = Literal["pass", "warn", "fail", "insufficient", "not_assessed"]
 
 DATA_STAGES = ("ingest", "validate", "prepare", "audit_data", "drift", "check_leaks")
 """The stages whose reports say whether the data can be trained on."""
+MODEL_STAGES = ("audit_model",)
+"""The stages beside `evaluate` whose `findings` say whether the model may leave. `verdict` reads the reports of all."""
 
 
 class Finding(BaseModel):
@@ -87,9 +89,17 @@ def data_findings(limits: Any, reports: Mapping[str, Any]) -> list[Finding]:
                 expected=f"every label, its share at most {limits.max_label_share_gap} from the whole",
             )
         )
-    for stage in DATA_STAGES:
-        findings += [Finding.model_validate(found) for found in reports[stage].get("findings", [])]
-    return findings
+    return [*findings, *stage_findings(DATA_STAGES, reports)]
+
+
+def model_reports(paths: Any) -> dict[str, Any]:
+    """The reports of MODEL_STAGES, by stage: each field `STAGE_report` of a judging stage's paths."""
+    return {stage: read_json(getattr(paths, f"{stage}_report")) for stage in MODEL_STAGES}
+
+
+def stage_findings(stages: Sequence[str], reports: Mapping[str, Any]) -> list[Finding]:
+    """What these stages found themselves, in their order.   reports: by stage."""
+    return [Finding.model_validate(found) for stage in stages for found in reports[stage].get("findings", [])]
 
 
 def open_gate(pass_file: Path, findings: Sequence[Finding], require_assessed: bool, judged: Mapping[str, str]) -> None:

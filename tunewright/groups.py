@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 TEXT = "text."
 """What an attribute of the lexicon begins with where a feature is named."""
+NAME = "name"
+"""What a swap of first names says of itself in `as`: they mention no group by themselves."""
 AND = " × "
 """Between the two attributes, and the two groups, of an intersection."""
 MAX_GROUPS = 100
@@ -63,7 +65,8 @@ class Mention:
 class Swap:
     """Words that take each other's place: group → word.
 
-    part_of_speech: determiner, object or pronoun where one of the words has several partners (her: his, him), else "".
+    part_of_speech: determiner, object or pronoun where one of the words has several partners (her: his, him), else "";
+    NAME where they are first names.
     """
 
     attribute: str
@@ -205,6 +208,8 @@ def read_lexicon(
                     mine = of.setdefault(group, [])
                     if term not in without and term not in mine:
                         mine.append(term)
+    for entry in (entry for listed in file.swaps.values() for entry in listed if entry.get("as") == NAME):
+        known |= {_normal(word) for group, word in entry.items() if group != "as"}
     unknown = sorted(without - known)
     if unknown:
         near = difflib.get_close_matches(unknown[0], sorted(known), n=1)
@@ -217,7 +222,7 @@ def read_lexicon(
         for entry in listed_swaps:
             words = {group: word for group, word in entry.items() if group != "as" and word not in without}
             for group, word in words.items():
-                if word not in terms.get(attribute, {}).get(group, []):
+                if entry.get("as") != NAME and word not in terms.get(attribute, {}).get(group, []):
                     raise UserError(f"{path}: swaps.{attribute}: {word!r} is no term of {attribute}.{group}.")
             if len(words) > 1:
                 swaps.append(Swap(attribute, words, entry.get("as", "")))

@@ -102,6 +102,7 @@ class PathsParams(Section):
     base_predictions: ProjectPath
     predictions: ProjectPath
     evaluate_plots: ProjectPath
+    audit_model_plots: ProjectPath
     report_page: ProjectPath
     card: ProjectPath = Field(description="the folder of the model card and the data sheet")
     model_passed: ProjectPath

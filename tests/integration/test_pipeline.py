@@ -37,6 +37,7 @@ ORDER = [
     "baseline",
     "evaluate_base",
     "evaluate",
+    "audit_model",
     "verdict",
     "report",
     "card",
@@ -45,7 +46,7 @@ ORDER = [
 ]
 STAGES = set(ORDER)
 FROM_VERDICT = {"verdict", "report", "card", "gate_model", "export"}
-FROM_FINETUNE = {"finetune", "evaluate", *FROM_VERDICT}
+FROM_FINETUNE = {"finetune", "evaluate", "audit_model", *FROM_VERDICT}
 FROM_TOKENIZE = {"tokenize", "features", "find_lr", "evaluate_base", *FROM_FINETUNE}
 FROM_PREPARE = STAGES - {"fetch_data", "ingest", "validate", "choose_model", "fetch_model"}
 
@@ -226,6 +227,7 @@ CHANGES = [
             "finetune",
             "evaluate_base",
             "evaluate",
+            "audit_model",
             "report",
             "card",
             "export",

@@ -50,6 +50,8 @@ def shrunken(found: dict[str, Any]) -> dict[str, Any]:
         "baseline.ngram_range": [1],
         "baseline.C": [1.0],
         "evaluate.bootstrap_samples": 100,
+        "audit_model.bootstrap_samples": 100,
+        "audit_model.max_counterfactual_rows": 20,
         "verdict.min_metrics": {},
         "verdict.max_metrics": {},
         "verdict.min_margin_over_baseline": None,

@@ -105,3 +105,34 @@ def test_a_stage_is_blocked_by_a_gate_and_not_run_below_a_failure() -> None:
     assert held_up(["below"], ended) == ("Blocked", "gate above is closed")
     assert held_up(["gate", "bad"], ended) == ("NotRun", "bad above did not end well")
     assert held_up(["never"], ended) == ("NotRun", "never above did not end well")
+
+
+def test_the_fairness_of_the_model_by_group_and_by_swapped_terms(params: Params) -> None:
+    def rate(value: float | None, low: float | None = None, high: float | None = None) -> dict[str, Any]:
+        return {"value": value, "low": low, "high": high, "rows": 40}
+
+    measured = {"accuracy": rate(0.91234, 0.8, 0.95), "selection_rate": rate(0.5, 0.4, 0.6)}
+    groups = {
+        "men": {"rows": 60, "comparison": None, **measured},
+        "women": {"rows": 40, "comparison": {"disparate_impact": rate(0.83333, 0.7, 1.0)}, **measured},
+    }
+    attribute = {"name": "text.gender", "reference_group": "men", "groups": groups}
+    flips = {"text.gender": {"flip_rate": rate(0.025, 0.01, 0.09)}}
+    write_json(Path(params.paths.reports) / "audit_model.json", {"attributes": [attribute], "counterfactuals": flips})
+    rows = artifacts._fairness_of_model(params, {"audit_model": "Ran"})
+    assert [list(row) for row in rows] == [list(rows[0])] * 2 + [list(rows[2])] and set(rows[0]) == set(rows[2])
+    assert rows[1] == {
+        "attribute": "text.gender",
+        "group": "women",
+        "rows": 40,
+        "reference": False,
+        "accuracy": 0.9123,
+        "selection rate": 0.5,
+        "disparate impact": 0.8333,
+        "low": 0.7,
+        "high": 1.0,
+        "flip rate": None,
+    }
+    assert (rows[0]["disparate impact"], rows[0]["reference"]) == (None, True)
+    assert (rows[2]["group"], rows[2]["flip rate"], rows[2]["high"]) == ("terms swapped", 0.025, 0.09)
+    assert artifacts._fairness_of_model(params, {"audit_model": "Unchanged"}) == []

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from stages.audit_data import AuditDataReport
+from stages.audit_model import AttributeReport, AuditModelReport
 from stages.baseline import BaselineReport
 from stages.check_leaks import CheckLeaksReport
 from stages.drift import DriftReport
@@ -244,6 +245,13 @@ def reports(
             margin_over_base=None,
             mean_score=0.875,
             slices=[{"column": "length", "slice": "0 to 50", "rows": 20, "score": ACCURACY, "insufficient": True}],
+        ),
+        "audit_model": AuditModelReport(
+            applies=False,
+            favourable_label=None,
+            attributes=[],
+            counterfactuals={},
+            findings=[finding("audit_model", "not_assessed", "no sensitive feature is named", "one of them")],
         ),
         "verdict": VerdictReport(
             open=gate_open,
@@ -601,6 +609,73 @@ def test_no_personal_value_and_no_secret_of_a_quoted_text_is_shown(tmp_path):
 def test_no_example_where_none_is_asked_for(tmp_path):
     path, report = make_page(tmp_path, max_examples=0, text="Surest of all.")
     assert report.examples == 0 and "Surest of all." not in path.read_text()
+
+
+def fairness() -> AuditModelReport:
+    """Two groups and one of too few rows, and a prediction that flips."""
+    import numpy as np
+
+    from tunewright.group_metrics import Measure, Rules, Scored, group_aucs, measure_groups
+
+    labels, predicted = np.array([1, 0] * 40), np.array([1, 0] * 20 + [0, 0] * 20)
+    sure = np.where(predicted[:, None] == [0, 1], 0.8, 0.2)
+    scored, rules = Scored(labels, predicted, sure, ["bad", "good"], 1), Rules(10, 100, 0.95, 100, 5, 0)
+    members = {ATTACK: range(40, 80), "men": range(40), "few": [0, 1]}
+    groups, across, level = measure_groups(scored, members, "men", rules)
+    attribute = AttributeReport(
+        name="text.gender",
+        reference_group="men",
+        rows_in_no_group=7,
+        comparison_confidence_level=level,
+        answered={name: Measure(value=1.0, rows=len(rows)) for name, rows in members.items()},
+        groups=groups,
+        across=across,
+        aucs=group_aucs(scored, members, rules),
+    )
+    flip = {
+        "row_id": "r7",
+        "text": f"He {ATTACK}",
+        "swapped": "She " + "long " * 200,
+        "predicted": "bad",
+        "predicted_swapped": "good",
+        "probability": 0.25,
+        "probability_swapped": 0.75,
+    }
+    flips = {
+        "rows_with_terms": 60,
+        "flips": 1,
+        "flip_rate": {"value": 0.02, "low": 0.0035, "high": 0.105, "rows": 50},
+        "mean_change": {"value": 0.031, "low": 0.02, "high": 0.04, "rows": 50},
+        "examples": [flip],
+    }
+    return AuditModelReport(
+        favourable_label="good",
+        attributes=[attribute],
+        counterfactuals={"text.gender": flips},
+        findings=[finding("audit_model.difference_fail", "warn", "men differ")],
+    )
+
+
+def test_fairness_of_the_model_stands_on_the_page(tmp_path):
+    page = make_changed_page(tmp_path, audit_model=fairness().model_dump(mode="json"))
+    html = page.html
+    assert "men differ" in html and "7 rows in no group" in html and "fairness text.gender" not in html
+    (men,) = (row for row in page.rows if row.startswith("men40"))
+    # All 20 of the good are found among men and none elsewhere: accuracy 1, recall 1, half is selected.
+    assert men.startswith("men40100.0%1.000 [0.912, 1.000]")
+    others = [row for row in page.rows if row.startswith(ATTACK)]
+    assert others[0].startswith(f"{ATTACK}40100.0%0.500 [0.") and others[1].startswith(f"{ATTACK}0.000 [0.000, ")
+    assert any(row.startswith("few insufficient2") for row in page.rows)
+    assert "60 texts of test have a term with a partner; 50 were asked again, and 1 prediction flipped" in html
+    (flip,) = (row for row in page.rows if "bad → good" in row)
+    assert f"He {ATTACK}" in flip and "(1,004 characters)" in flip and "0.250 → 0.750" in flip
+    assert "<script" not in html
+    assert html.count("<svg") == 14 and "predicted “good”" in html
+
+
+def test_fairness_that_was_not_assessed_says_so(tmp_path):
+    html = make_page(tmp_path)[0].read_text()
+    assert "No sensitive feature is named. Expected: one of them. That says nothing for or against the model." in html
 
 
 def test_drift_stands_on_the_page_with_its_limits(tmp_path):

@@ -42,6 +42,7 @@ def reports() -> dict[str, Any]:
         },
         "drift": {"findings": [{"rule": "drift.psi_fail", "verdict": "pass", "found": "0.01", "expected": "0.1"}]},
         "check_leaks": {"findings": []},
+        "audit_model": {"findings": []},
         "baseline": {"splits": {"test": {"metrics": {"accuracy": estimate(0.79)}}}},
         "evaluate_base": {"applies": False, "splits": {}},
         "evaluate": {
