@@ -2,6 +2,7 @@
 
 Reads   paths.reports/STAGE.json of every stage before it but gate_data
         paths.predictions  and paths.prepared, for the rows that are quoted and each source's rows
+        paths.explain_page the page that it links to
 Writes  paths.report_page  HTML with its style and pictures inside: no script, nothing fetched from anywhere
 Report  paths.reports/report.json
 
@@ -12,6 +13,7 @@ that it quotes no personal value and no secret is shown, whatever the policies o
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -35,6 +37,7 @@ SECTIONS = {
     "metrics": "Metrics",
     "slices": "Slices",
     "examples": "Examples",
+    "explain": "Words that count",
     "baseline": "Baseline",
     "rows": "Rows",
     "privacy": "Privacy",
@@ -102,9 +105,11 @@ class ReportPaths(Paths):
     evaluate_base_report: Dep
     evaluate_report: Dep
     audit_model_report: Dep
+    explain_report: Dep
     verdict_report: Dep
     predictions: Dep
     prepared: Dep
+    explain_page: Dep
     report_page: Out
 
 
@@ -152,6 +157,7 @@ def run(
         steps=steps,
         by_source=_rows_by_source(paths.prepared),
         examples=examples,
+        explain_page=Path(os.path.relpath(paths.explain_page, paths.report_page.parent)).as_posix(),
         set_params=set_params,
         packages=_versions(),
         confidence_level=confidence_level,
@@ -242,6 +248,10 @@ def _pictures(reports: Mapping[str, Any], steps: list[charts.RowStep], task: Tas
         pictures["labels"] = charts.label_shares(shares, labels)
     if evaluate["slices"]:
         pictures["slices"] = charts.slices(evaluate["slices"], evaluate["mean_score"], score, score in task.in_percent)
+    if deletion := reports["explain"]["deletion"]:
+        pictures["deletion"] = charts.deletion_curve(
+            deletion["fractions"], deletion["top"], deletion["random"], deletion["measure"]
+        )
     if metadata := leaks.get("metadata"):
         features = [(one["name"], one["error_reduction"], one["accepted"]) for one in metadata["features"]]
         pictures["leaks"] = charts.leaking_features(

@@ -41,6 +41,7 @@ class VerdictPaths(Paths):
     evaluate_base_report: Dep
     evaluate_report: Dep
     audit_model_report: Dep
+    explain_report: Dep
 
 
 class VerdictParams(Section):

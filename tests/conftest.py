@@ -273,6 +273,7 @@ def _small(params: Any) -> None:
     params["finetune"].update(per_device_train_batch_size=16, learning_rate=1e-3, eval_steps=8, logging_steps=4)
     params["baseline"].update(ngram_range=[1], C=[1.0])
     params["evaluate"]["bootstrap_samples"] = 200
+    params["explain"]["enabled"] = False  # tests/unit/test_explain.py has it at work
     params["verdict"].update(min_metrics={"accuracy": 0.1}, max_metrics={}, min_margin_over_baseline=-1.0)
     params["export"]["parity_rows"] = 8
 

@@ -236,6 +236,23 @@ def slices(found: Sequence[Mapping[str, Any]], overall: float, score: str, in_pe
         return _svg(axes, f"{score} by slice", told)
 
 
+def deletion_curve(fractions: Sequence[float], top: Sequence[float], random: Sequence[float], measure: str) -> str:
+    """What is left of an answer without ever more words: those that count most, and others at random."""
+    with _drawing(3.4) as axes:
+        axes.plot(fractions, top, color=FIRST, marker="o", markersize=4, label="the words that count most")
+        axes.plot(
+            fractions, random, color=SECOND, marker="o", markersize=4, linestyle=(0, (4, 2)), label="words at random"
+        )
+        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+        axes.set(xlabel="words taken out", ylabel=measure)
+        _legend(axes, 2)
+        told = "; ".join(
+            f"without {100 * fraction:g}%: {one:.4f}, at random {other:.4f}"
+            for fraction, one, other in zip(fractions, top, random, strict=True)
+        )
+        return _svg(axes, "Deletion of words on test", told)
+
+
 def f1_by_label(per_class: Mapping[str, Mapping[str, Any]], labels: Sequence[str]) -> str:
     """F1 of each label against the rest, with how many rows have it."""
     with _drawing(0.34 * len(labels) + 0.7, grid="x") as axes:

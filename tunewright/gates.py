@@ -21,7 +21,7 @@ Verdict = Literal["pass", "warn", "fail", "insufficient", "not_assessed"]
 
 DATA_STAGES = ("ingest", "validate", "prepare", "audit_data", "drift", "check_leaks")
 """The stages whose reports say whether the data can be trained on."""
-MODEL_STAGES = ("audit_model",)
+MODEL_STAGES = ("audit_model", "explain")
 """The stages beside `evaluate` whose `findings` say whether the model may leave. `verdict` reads the reports of all."""
 
 

@@ -309,6 +309,29 @@ class Writer(LanguageModel):
             "predicted", pa.array(written, pa.string())
         )
 
+    def answered(
+        self, model: Any, tokenizer: ModelTokenizer, rows: pa.Table, tokens: pa.Table, answers: Sequence[str]
+    ) -> list[tuple[list[int], list[int]]]:
+        """What leads to the last answer of each conversation, and another answer in its place."""
+        from dataclasses import replace
+
+        from tunewright.conversations import NO_LIMIT, Encoder, naming
+        from tunewright.generation import room
+        from tunewright.losses import IGNORED
+
+        longest = room(model)
+        encoder = Encoder(self.template(tokenizer), tokenizer, NO_LIMIT if longest is None else longest)
+        found = []
+        for row, (conversation, answer) in enumerate(zip(self.conversations(rows), answers, strict=True)):
+            turns = [*conversation.system, *(message for turn in conversation.exchanges for message in turn)]
+            other = replace(conversation, messages=[*turns[:-1], {"role": "assistant", "content": answer}])
+            with naming(rows, row):
+                last = encoder.inputs(other)[-1]
+            end = max(at for at, label in enumerate(last.labels) if label != IGNORED) + 1
+            start = max(at for at, label in enumerate(last.labels[:end]) if label == IGNORED) + 1
+            found.append((last.ids[:start], last.ids[start:end]))
+        return found
+
     def statistics(self, predictions: pa.Table, calibration_bins: int) -> dict[str, Statistic]:
         """As every language model; `text_metrics` over the rows that were written, where any was."""
         from tunewright.text_metrics import text_statistics

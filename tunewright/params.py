@@ -103,6 +103,8 @@ class PathsParams(Section):
     predictions: ProjectPath
     evaluate_plots: ProjectPath
     audit_model_plots: ProjectPath
+    explain_page: ProjectPath
+    explain_plots: ProjectPath
     report_page: ProjectPath
     card: ProjectPath = Field(description="the folder of the model card and the data sheet")
     model_passed: ProjectPath

@@ -249,6 +249,13 @@ def mask(text: str, params: PrivacyParams | None = None) -> str:
     return _Placeholders().put(text, _joined(spans)) if spans else text
 
 
+def placeholders(text: str, params: PrivacyParams | None = None) -> list[tuple[int, int, str]]:
+    """What `mask` takes out of a text: first character, the one behind the last, and the placeholder there."""
+    given = _Placeholders()
+    spans = _joined(_find(text, _ALL if params is None else params.looks_for_all))
+    return [(span.start, span.end, given.of(span.kind, text[span.start : span.end])) for span in spans]
+
+
 def pseudonym(name: str) -> str:
     """An id as a row may carry it: as it is, or where it holds anything that `mask` takes out, the beginning of its
     SHA-256, by which rows can still be told apart and matched."""
@@ -267,11 +274,12 @@ class _Placeholders:
         parts = []
         after = 0
         for span in spans:
-            parts += [text[after : span.start], self._of(span.kind, text[span.start : span.end])]
+            parts += [text[after : span.start], self.of(span.kind, text[span.start : span.end])]
             after = span.end
         return "".join([*parts, text[after:]])
 
-    def _of(self, kind: str, value: str) -> str:
+    def of(self, kind: str, value: str) -> str:
+        """The placeholder of a value."""
         key = (kind, _same(kind, value))
         if key not in self._given:
             self._counts[kind] += 1

@@ -7,7 +7,7 @@ what the model writes for it, which metrics that makes, and what is reached with
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -150,6 +150,16 @@ class TaskType:
     def end_of_answer(self, tokenizer: ModelTokenizer) -> str:
         """What ends a written text beside the tokenizer's own end: the token that closes a turn."""
         return ""
+
+    def answered(
+        self, model: Any, tokenizer: ModelTokenizer, rows: pa.Table, tokens: pa.Table, answers: Sequence[str]
+    ) -> list[tuple[list[int], list[int]]]:
+        """For a job that writes text: of each of `rows` the tokens of its prompt, and those of this answer to it with
+        what ends it, as the model reads them.
+
+        tokens: what `encode` made of these rows.   answers: one a row, as `predict` gives them.
+        """
+        raise NotImplementedError
 
     # --- what it is worth
 

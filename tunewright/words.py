@@ -19,6 +19,7 @@ from itertools import pairwise
 LAST_LETTER = 0x323AF  # of Unicode 15: beyond it stand tags and variation selectors
 
 ASCII_WORD = re.compile(r"[a-z0-9]+(?:'[a-z0-9]+)*")
+ASCII_PART = re.compile(r"[A-Za-z0-9]+(?:'[A-Za-z0-9]+)*|[^\sA-Za-z0-9]+")
 
 # First and last code point of what is written without spaces: the blocks of the scripts, as Unicode lays them out.
 WITHOUT_SPACES = (
@@ -55,6 +56,28 @@ def words(text: str) -> list[str]:
         else:
             found.append(run[0])
     return found
+
+
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """Where the words of a text stand, as they are written: first character, and the one behind the last. A run of
+    punctuation is one too; of a script without spaces, each character with its marks."""
+    if text.isascii():
+        return [found.span() for found in ASCII_PART.finditer(text)]
+    word, cluster = _patterns()
+    found: list[tuple[int, int]] = []
+    after = 0
+    for run in word.finditer(text.replace("’", "'")):
+        found += _punctuation(text, after, run.start())
+        if run.lastgroup == "unspaced":
+            found += [(run.start() + one.start(), run.start() + one.end()) for one in cluster.finditer(run[0])]
+        else:
+            found.append(run.span())
+        after = run.end()
+    return found + _punctuation(text, after, len(text))
+
+
+def _punctuation(text: str, start: int, end: int) -> list[tuple[int, int]]:
+    return [(start + run.start(), start + run.end()) for run in re.finditer(r"\S+", text[start:end])]
 
 
 @cache

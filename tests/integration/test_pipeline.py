@@ -38,6 +38,7 @@ ORDER = [
     "evaluate_base",
     "evaluate",
     "audit_model",
+    "explain",
     "verdict",
     "report",
     "card",
@@ -46,7 +47,7 @@ ORDER = [
 ]
 STAGES = set(ORDER)
 FROM_VERDICT = {"verdict", "report", "card", "gate_model", "export"}
-FROM_FINETUNE = {"finetune", "evaluate", "audit_model", *FROM_VERDICT}
+FROM_FINETUNE = {"finetune", "evaluate", "audit_model", "explain", *FROM_VERDICT}
 FROM_TOKENIZE = {"tokenize", "features", "find_lr", "evaluate_base", *FROM_FINETUNE}
 FROM_PREPARE = STAGES - {"fetch_data", "ingest", "validate", "choose_model", "fetch_model"}
 
@@ -228,6 +229,7 @@ CHANGES = [
             "evaluate_base",
             "evaluate",
             "audit_model",
+            "explain",
             "report",
             "card",
             "export",

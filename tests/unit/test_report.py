@@ -16,6 +16,7 @@ from stages.check_leaks import CheckLeaksReport
 from stages.drift import DriftReport
 from stages.evaluate import EvaluateReport
 from stages.evaluate_base import EvaluateBaseReport
+from stages.explain import ExplainReport
 from stages.fetch_model import FetchModelReport
 from stages.find_lr import FindLrReport, RangeTest, Rung, Trial
 from stages.finetune import FinetuneParams, FinetuneReport
@@ -253,6 +254,27 @@ def reports(
             counterfactuals={},
             findings=[finding("audit_model", "not_assessed", "no sensitive feature is named", "one of them")],
         ),
+        "explain": ExplainReport(
+            reason="the logit of the likeliest label, by the words of the text",
+            method="integrated gradients of the token embeddings",
+            n_steps=24,
+            convergence={"mean": 0.0012, "max": 0.034, "mean_difference": 2.5},
+            deletion={
+                "measure": "probability of the predicted label",
+                "rows": 64,
+                "fractions": [0.0, 0.1, 0.5],
+                "top": [0.9, 0.6, 0.4],
+                "random": [0.9, 0.85, 0.7],
+                "area": {"value": 0.2125, "low": 0.1, "high": 0.3},
+            },
+            top_words={
+                low: [{"word": "<dull>", "rows": 5, "attribution": 1.5}, {"word": "no", "rows": 3, "attribution": 1.0}],
+                labels[1]: [],
+            },
+            errors=[],
+            examples=[],
+            findings=[finding("explain: deletion", "pass")],
+        ),
         "verdict": VerdictReport(
             open=gate_open,
             require_assessed=False,
@@ -334,6 +356,7 @@ def draw(
     given |= {
         "predictions": folder / "predictions.parquet",
         "prepared": folder / "prepared",
+        "explain_page": folder / "pages/explain.html",
         "report_page": folder / "report.html",
     }
     params = load_params(REPOSITORY / "params.yaml")
@@ -393,7 +416,7 @@ def test_the_figures_stand_on_the_page(tmp_path):
     assert "finetune.learning_rate" in html and "prepare.split.train" in html and "torch" in html
     assert report.sections == list(SECTIONS) and report.examples == 2
     assert report.pictures == [
-        "compared", "loss", "lengths", "funnel", "labels", "slices", "leaks",
+        "compared", "loss", "lengths", "funnel", "labels", "slices", "deletion", "leaks",
         "drift_measures", "drift_labels", "drift_lengths", "drift_words",
         "Confusion matrix on test", "Reliability on test: confidence against accuracy",
     ]  # fmt: skip
@@ -505,6 +528,16 @@ def test_a_job_that_writes_shows_source_expected_and_written_against_the_untouch
     assert "loss less is better2.1000 [2.0800, 2.1200]3.0000 [2.9800, 3.0200]–" in page.rows
     assert "copy–chosen" in page.rows
     assert "Label shares by split" not in page.html and "the source as it is, on the same rows" in page.html
+
+
+def test_the_words_that_count(page, tmp_path):
+    assert 'href="pages/explain.html"' in page.html
+    assert "area between the curves 0.2125 [0.1000, 0.3000]" in page.html
+    assert "without 10%: 0.6000, at random 0.8500" in page.html
+    assert "&lt;dull&gt;" in page.html and "<dull>" not in page.html
+    nothing = {"applies": False, "reason": "explain.enabled is false", "deletion": None}
+    off = make_changed_page(tmp_path, explain=nothing)
+    assert "Not explained." in off.html and "Explain.enabled is false" in off.html and "explain.html" not in off.html
 
 
 def test_a_job_without_a_baseline_says_so(tmp_path):
@@ -721,7 +754,12 @@ def test_the_page_asks_nothing_of_anyone(tmp_path):
     html = make_page(tmp_path)[0].read_text()
     assert "http://" not in html and "https://" not in html and "@import" not in html
     asked = [found[name] for _, found in Page(html).tags for name in ("src", "href") if name in found]
-    assert {address[:1] for address in asked if address} == {"#", "d"}  # places on the page, and one empty data: icon
+    # Places on the page, one empty data: icon, and the page of explain beside it.
+    assert {address if address[0] == "p" else address[:1] for address in asked if address} == {
+        "#",
+        "d",
+        "pages/explain.html",
+    }
 
 
 def test_links_pictures_and_tables_can_be_found_by_everyone(tmp_path):
@@ -733,7 +771,7 @@ def test_links_pictures_and_tables_can_be_found_by_everyone(tmp_path):
     ]
     assert targets and {target[1:] for target in targets if target} <= set(ids)
     pictures = [found for tag, found in page.tags if tag == "svg"]
-    assert len(pictures) == 13
+    assert len(pictures) == 14
     assert all(found["role"] == "img" and found["aria-label"] for found in pictures)
     headers = [found for tag, found in page.tags if tag == "th"]
     assert headers and all(found["scope"] in ("col", "row") for found in headers)

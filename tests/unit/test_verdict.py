@@ -52,6 +52,9 @@ def reports() -> dict[str, Any]:
             "margin_over_baseline": estimate(0.08, 0.02),
             "margin_over_base": None,
         },
+        "explain": {
+            "findings": [{"rule": "explain: deletion", "verdict": "warn", "found": "area 0.0", "expected": "above 0"}]
+        },
     }
 
 
@@ -70,7 +73,7 @@ def failed(report: VerdictReport) -> list[str]:
 def test_every_rule_holds(tmp_path: Path) -> None:
     report = judge(tmp_path, reports())
     assert report.open
-    assert report.counts == {"pass": 8, "warn": 0, "fail": 0, "insufficient": 0, "not_assessed": 1}
+    assert report.counts == {"pass": 8, "warn": 1, "fail": 0, "insufficient": 0, "not_assessed": 1}
     assert report.judged == {"model": MODEL}
     by_rule = {finding.rule: finding for finding in report.findings}
     assert by_rule["verdict.min_metrics.accuracy"].found == "0.8700 [0.8600, 0.8800] on test"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -178,6 +178,20 @@ class Task(TextModel):
             after = after[: max(left // 2, left - len(before), 0)]
             before = before[max(len(before) - max(left - len(after), 1), 0) :]
         return [*start, *marks[0], *before, *marks[1], *after, *marks[2]]
+
+    def answered(
+        self, model: Any, tokenizer: ModelTokenizer, rows: pa.Table, tokens: pa.Table, answers: Sequence[str]
+    ) -> list[tuple[list[int], list[int]]]:
+        """What is shown of the text around its hole, and these lines in it."""
+        from tunewright.generation import room
+
+        longest = room(model)
+        found = []
+        for hole, answer in zip(self.holes(rows), answers, strict=True):
+            written = _ids(tokenizer, f"\n{answer}")
+            limit = None if longest is None else longest - len(written)
+            found.append((self._prompt(hole, tokenizer, limit) if hole else [], written))
+        return found
 
     def _lines(self, written: str) -> str:
         """Of what was written after the prefix, which ends within a line, the first lines that are not blank."""

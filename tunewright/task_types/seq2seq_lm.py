@@ -13,7 +13,7 @@ Source: S. Rothe, S. Narayan, A. Severyn, Leveraging pre-trained checkpoints for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 OF_TEXTS: tuple[TextMetric, ...] = ("chrf", "bleu", "rouge1", "rouge2", "rougeL", "exact_match")
 PLACE = "{text}"
+ANSWER_TOKENS = 1024
+"""An answer that the model wrote is read up to here, whatever the longest target that it learned from."""
 
 BleuTokenizer = Literal["13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "none"]
 """sacrebleu's names. 13a: that of the WMT's mteval script, for languages that put spaces between words; zh, ja-mecab,
@@ -221,6 +223,13 @@ class Task(TaskType):
                 "bytes": tokens.column("bytes").cast(pa.int64()),
             }
         )
+
+    def answered(
+        self, model: Any, tokenizer: ModelTokenizer, rows: pa.Table, tokens: pa.Table, answers: Sequence[str]
+    ) -> list[tuple[list[int], list[int]]]:
+        """The text in its template, and the answer as a target."""
+        labels, _ = _labels(list(answers), tokenizer, ANSWER_TOKENS)
+        return list(zip(tokens["input_ids"].to_pylist(), labels, strict=True))
 
     def _likelihood(
         self, model: Any, tokens: pa.Table, how: Predicting, pad_token_id: int
