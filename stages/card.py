@@ -34,6 +34,7 @@ class CardPaths(Paths):
     ingest_report: Dep
     prepare_report: Dep
     audit_data_report: Dep
+    audit_model_report: Dep
     check_leaks_report: Dep
     fetch_model_report: Dep
     init_model_report: Dep

@@ -255,17 +255,27 @@ def _verdict(telling: Telling) -> str:
     shown = [at for at, one in enumerate(findings) if one["verdict"] != "pass" or one["rule"].startswith("verdict.")]
     state = "open" if telling.facts.take("verdict", "open") else "closed"
     head = f"The gate to export is {state} {telling.note('verdict')}. Rules passed: "
+    passed = telling.figure("verdict", "counts", "pass")
+    return f"{head}{passed}.\n\n{found(telling, 'verdict', shown)}".rstrip()
+
+
+def found(telling: Telling, stage: str, places: Sequence[int] | None = None) -> str:
+    """A table of the findings of a report, or of those at some places of its list."""
+    if places is None:
+        places = range(len(telling.facts.look(stage, "findings") or []))
     rows = [
         [
-            telling.words("verdict", "findings", at, "verdict").replace("\\_", " "),
-            telling.words("verdict", "findings", at, "rule"),
-            telling.words("verdict", "findings", at, "found"),
-            telling.words("verdict", "findings", at, "expected"),
+            telling.words(stage, "findings", at, "verdict").replace("\\_", " "),
+            *(telling.words(stage, "findings", at, key) for key in ("rule", "found", "expected")),
         ]
-        for at in shown
+        for at in places
     ]
-    passed = telling.figure("verdict", "counts", "pass")
-    return f"{head}{passed}.\n\n{table(['verdict', 'rule', 'found', 'expected'], rows)}".rstrip()
+    return table([f"verdict {telling.note(stage)}", "rule", "found", "expected"], rows)
+
+
+def fairness_of_model(telling: Telling) -> str:
+    """What the audit of the model found on test: rates by group, and answers that turn when a group's words do."""
+    return found(telling, "audit_model")
 
 
 def fairness(telling: Telling) -> str:
@@ -365,7 +375,7 @@ def model_card(telling: Telling, card: Any, task: TaskType, settings: Mapping[st
         "Training data": [training_data(telling)],
         "Training": [training(telling), settings_table(settings)],
         "Evaluation": [evaluation(telling)],
-        "Fairness": [fairness(telling)],
+        "Fairness": [fairness(telling), fairness_of_model(telling)],
         "Privacy": [privacy(telling)],
         "Environment": [COST_PLACE],
         "How to load it": [loading(task)],

@@ -209,6 +209,13 @@ def test_no_group_means_not_assessed_and_groups_are_told(tmp_path, monkeypatch):
     assert "| region | B | 30 | 0.2500 (0.1000 to 0.4000) |" in page()
 
 
+def test_what_the_audit_of_the_model_found_is_told(tmp_path, monkeypatch):
+    finding = {"rule": "audit_model.flip_rate", "verdict": "warn", "found": "0.0625 of 32 rows", "expected": "0.05"}
+    report = make(tmp_path, monkeypatch, audit_model={"findings": [finding]})
+    assert "| warn | audit\\_model.flip\\_rate | 0.0625 of 32 rows | 0.05 |" in page()
+    assert report.facts["audit_model.findings.0.found"].pointer == "/findings/0/found"
+
+
 def test_a_closed_gate_is_told_and_every_rule_that_did_not_pass(tmp_path, monkeypatch):
     make(tmp_path, monkeypatch, verdict={"open": False})
     assert "The gate to export is closed" in page()
