@@ -144,20 +144,25 @@ def _rounded(value: float | None) -> float | None:
 def _fairness(params: Params, states: Mapping[str, str]) -> Rows:
     if states.get("audit_data") not in NEW_STATES:
         return []
-    return [
-        {
-            "feature": feature,
-            "group": group,
-            "rows": measured["rows"],
-            "reference": group == found["reference_group"],
-            "difference in proportions": _rounded(measured["difference_in_proportions"]),
-            "low": _rounded(measured["low"]),
-            "high": _rounded(measured["high"]),
-            "class imbalance": _rounded(measured["class_imbalance"]),
-        }
-        for feature, found in _report(params, "audit_data").get("features", {}).items()
-        for group, measured in found["groups"].items()
-    ]
+    rows = []
+    for feature, found in _report(params, "audit_data").get("features", {}).items():
+        for group, measured in found["groups"].items():
+            against = measured["against_reference"] or {}
+            rows.append(
+                {
+                    "feature": feature,
+                    "group": group,
+                    "rows": measured["rows"],
+                    "reference": group == found["reference_group"],
+                    "difference in proportions": _rounded(against.get("difference_in_proportions")),
+                    "low": _rounded(against.get("low")),
+                    "high": _rounded(against.get("high")),
+                    "disparate impact": _rounded(against.get("disparate_impact")),
+                    "class imbalance": _rounded(against.get("class_imbalance")),
+                    "verdict": against.get("verdict"),
+                }
+            )
+    return rows
 
 
 def _cost() -> Rows:

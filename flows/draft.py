@@ -255,6 +255,8 @@ def preparation(draft: Draft, what: Roles, labels: Labels, split: Split, seen: T
         named = ", ".join(f"`{name}`" for name in what.sensitive)
         told = f"{named} may be one: to compare its groups, name it here and in keep_columns, and a favourable_label"
     draft.set("audit_data.sensitive_features", [], told)
+    draft.set("audit_data.intersections", [])
+    draft.set("audit_data.strata_column", None)
     draft.set("audit_data.reference_groups", {})
     draft.set("audit_data.favourable_label", "positive" if "positive" in labels.names else None)
 

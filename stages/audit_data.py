@@ -3,6 +3,7 @@
 Both are of labels that name a row as a whole. Of numbers, of words' labels and of rows without labels neither is told.
 
 Reads   paths.prepared    train.parquet
+        paths.lexicon     identity terms, for the groups of a text
 Report  paths.reports/audit_data.json
 
 What no column allows to assess is a finding of its own, in plain sight, never a pass. A group is called by its
@@ -11,42 +12,44 @@ value, masked: no personal value and no secret stands in the report.
 
 from __future__ import annotations
 
-import difflib
-import math
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
-from itertools import chain, compress
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from itertools import chain
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
+from tunewright.data_bias import FeatureReport, TermReport, findings, measure, rows_of, terms
 from tunewright.errors import UserError
 from tunewright.files import read_parquet
-from tunewright.gates import Finding, Verdict
+from tunewright.gates import Finding
+from tunewright.groups import AND, TEXT, attributes, read_lexicon
 from tunewright.params import Fraction, Section
 from tunewright.privacy import mask
 from tunewright.report import Report
 from tunewright.stage import Dep, Key, Paths, run_stage
-from tunewright.statistics import newcombe_interval
 from tunewright.task import NAMED, TaskType
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-MAX_GROUPS = 100  # a column of more values is no attribute of groups, and its values would flood the report
 
 
 class AuditDataParams(Section):
     """The section `audit_data` of params.yaml."""
 
-    sensitive_features: list[str]
+    sensitive_features: list[str] = Field(description="columns, or text.ATTRIBUTE of the lexicon")
+    intersections: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = Field(
+        description="pairs of features whose groups are crossed"
+    )
     reference_groups: dict[str, str]
     favourable_label: str | None
+    strata_column: str | None = Field(description="for CDDL, the demographic disparity within strata")
+    identity_terms: dict[str, dict[str, list[str]]] = Field(
+        description="added to the lexicon: attribute → group → terms"
+    )
+    excluded_terms: list[str] = Field(description="taken out of the lexicon")
     min_group_size: int = Field(ge=1, description="fewer rows: insufficient")
     min_gate_group_size: int = Field(ge=1, description="fewer rows: reported, not gated")
     difference_warn: Fraction
     difference_fail: Fraction
+    min_disparate_impact: Annotated[float, Field(gt=0.0, le=1.0)]
     confidence_level: Annotated[float, Field(gt=0.0, lt=1.0)]
 
     @model_validator(mode="after")
@@ -57,9 +60,12 @@ class AuditDataParams(Section):
             raise ValueError("min_group_size at most as large as min_gate_group_size")
         if len(set(self.sensitive_features)) != len(self.sensitive_features):
             raise ValueError("distinct sensitive_features")
-        if set(self.reference_groups) - set(self.sensitive_features):
-            raise ValueError("reference_groups of columns that sensitive_features names")
-        if self.sensitive_features and self.favourable_label is None:
+        crossed = {AND.join(pair) for pair in self.intersections}
+        if len(crossed) != len(self.intersections) or any(first == second for first, second in self.intersections):
+            raise ValueError("distinct intersections of two different features")
+        if set(self.reference_groups) - {*self.sensitive_features, *chain.from_iterable(self.intersections), *crossed}:
+            raise ValueError("reference_groups of features that sensitive_features or intersections name")
+        if (self.sensitive_features or self.intersections) and self.favourable_label is None:
             raise ValueError("a favourable_label, because sensitive_features are named")
         return self
 
@@ -68,50 +74,7 @@ class AuditDataPaths(Paths):
     """What audit_data reads."""
 
     prepared: Dep
-
-
-class GroupMeasures(BaseModel):
-    """One group, and how its labels differ from the reference group's.
-
-    The measures from `class_imbalance` to `kolmogorov_smirnov` are those of SageMaker Clarify (its public
-    smclarify source), over the labels that either group has: smclarify drops a label that one group lacks.
-    P_a, P_d: the label distributions of the reference group a and of this group d.
-    They are None for the reference group itself.
-    """
-
-    rows: int
-    label_counts: dict[str, int]
-    mean_characters: float
-    class_imbalance: float | None = None
-    """CI = (n_a − n_d) / (n_a + n_d)."""
-    difference_in_proportions: float | None = None
-    """DPL = q_a − q_d, the difference of the rates of the favourable label."""
-    difference_by_label: dict[str, float] | None = None
-    """P_a − P_d of each label of the task: one against the rest."""
-    low: float | None = None
-    """Ends of DPL's interval; None when either group is below min_group_size."""
-    high: float | None = None
-    kl_divergence: float | None = None
-    """KL = Σ P_a ln(P_a / P_d), in nats, with 0.5 added to every count."""
-    js_divergence: float | None = None
-    """JS = ½ KL(P_a ‖ M) + ½ KL(P_d ‖ M), M = (P_a + P_d) / 2, in nats."""
-    lp_norm: float | None = None
-    """LP = ‖P_a − P_d‖₂."""
-    total_variation: float | None = None
-    """TVD = ½ Σ |P_a − P_d|."""
-    kolmogorov_smirnov: float | None = None
-    """KS = max |P_a − P_d|."""
-
-
-class FeatureReport(BaseModel):
-    """One sensitive feature. Rows without a value are counted, and stand in no group."""
-
-    reference_group: str | None
-    missing: int
-    missing_fraction: float
-    comparison_confidence_level: float
-    """Of each interval: Bonferroni over the groups that are compared."""
-    groups: dict[str, GroupMeasures]
+    lexicon: Dep
 
 
 class AuditDataReport(Report):
@@ -119,7 +82,10 @@ class AuditDataReport(Report):
 
     label_counts: dict[str, int]
     label_shares: dict[str, float]
+    favourable_label: str | None
     features: dict[str, FeatureReport]
+    terms: list[TermReport]
+    """Every identity term that stands in train, where a feature is one of the lexicon; the commonest first."""
     findings: list[Finding]
 
 
@@ -135,25 +101,44 @@ def run(
         raise UserError("\n".join(faults))
     if task.label_kind not in NAMED:
         finding = _not_assessed("no label names a row as a whole, so no group is compared", "labels that do")
-        return AuditDataReport(label_counts={}, label_shares={}, features={}, findings=[finding])
+        empty: dict[str, Any] = {"label_counts": {}, "label_shares": {}, "features": {}, "terms": []}
+        return AuditDataReport(favourable_label=None, findings=[finding], **empty)
     train = read_parquet(paths.prepared / "train.parquet")
     labels = train.column("label").to_pylist()
     counts = Counter(chain.from_iterable(labels) if task.label_kind == "set" else labels)
-    masked = partial(mask, params=privacy)
-    # The measures of a group compare distributions over labels, of which a row has one.
-    named = [] if task.label_kind == "set" else params.sensitive_features
-    features = {name: _feature(name, train, params, task, paths, masked) for name in named}
-    findings = [finding for name, feature in features.items() for finding in _findings(name, feature, params)]
-    if not features:
-        several = "a row may have several labels, for which no group is compared"
+    features: dict[str, FeatureReport] = {}
+    found: list[Finding] = []
+    of_terms: list[TermReport] = []
+    several = task.label_kind == "set"  # the measures compare distributions over labels, of which a row has one
+    if (params.sensitive_features or params.intersections) and not several:
+        where = paths.prepared / "train.parquet"
+        if params.strata_column is not None and params.strata_column not in train.column_names:
+            raise UserError(
+                f"audit_data.strata_column: found {params.strata_column!r}; {where} has "
+                f"{', '.join(train.column_names)}. Add it to ingest.sources[].keep_columns, or set null."
+            )
+        lexicon = read_lexicon(paths.lexicon, params.identity_terms, params.excluded_terms)
+        rows = rows_of(train, task.label_names, params.strata_column)
+        masked = partial(mask, params=privacy)
+        named = (params.sensitive_features, params.reference_groups, params.intersections)
+        for attribute in attributes(train, *named, lexicon, masked, where):
+            features[attribute.name] = measure(attribute, rows, params)
+            found += findings(attribute.name, features[attribute.name], params)
+        if any(name.startswith(TEXT) for name in (*params.sensitive_features, *chain(*params.intersections))):
+            favourable = rows.labels == task.label_names.index(params.favourable_label or "")
+            of_terms = terms(train.column("text").to_pylist(), favourable, lexicon, params)
+    else:
+        why = "a row may have several labels, for which no group is compared"
         unnamed = "no sensitive feature is named, so no group was compared"
-        found = several if task.label_kind == "set" else unnamed
-        findings.append(_not_assessed(found, "at least one column of ingest.sources[].keep_columns"))
+        expected = "at least one column of ingest.sources[].keep_columns, or text.ATTRIBUTE of the lexicon"
+        found.append(_not_assessed(why if several else unnamed, expected))
     return AuditDataReport(
         label_counts={label: counts[label] for label in task.label_names},
         label_shares={label: counts[label] / max(len(labels), 1) for label in task.label_names},
+        favourable_label=params.favourable_label,
         features=features,
-        findings=findings,
+        terms=of_terms,
+        findings=found,
     )
 
 
@@ -171,147 +156,6 @@ def check(params: AuditDataParams, task: TaskType) -> list[str]:
 
 def _not_assessed(found: str, expected: str) -> Finding:
     return Finding(rule="audit_data.sensitive_features", verdict="not_assessed", found=found, expected=expected)
-
-
-def _feature(
-    name: str,
-    train: pa.Table,
-    params: AuditDataParams,
-    task: TaskType,
-    paths: AuditDataPaths,
-    masked: Callable[[str], str],
-) -> FeatureReport:
-    where = paths.prepared
-    if name not in train.column_names:
-        near = difflib.get_close_matches(name, train.column_names, n=1)
-        raise UserError(
-            f"{where}: no column {name!r} (audit_data.sensitive_features)."
-            + (f" Did you mean {near[0]!r}?" if near else "")
-            + " Add it to ingest.sources[].keep_columns, or remove it here."
-        )
-    values = [value and masked(value) for value in train.column(name).to_pylist()]
-    labels = train.column("label").to_pylist()
-    lengths = [len(text) for text in train.column("text").to_pylist()]
-    sizes = Counter(value for value in values if value is not None)
-    missing = len(values) - sizes.total()
-    if len(sizes) > MAX_GROUPS:
-        raise UserError(
-            f"{where}: column {name!r} (audit_data.sensitive_features) has {len(sizes)} values; "
-            f"expected at most {MAX_GROUPS} groups. Bin it before ingest, or name another column."
-        )
-    reference = masked(params.reference_groups.get(name, "")) or min(
-        sizes, key=lambda group: (-sizes[group], group), default=None
-    )
-    if reference is not None and reference not in sizes:
-        raise UserError(
-            f"audit_data.reference_groups.{name}: no row of {where} has the group {reference!r}. "
-            f"Groups found: {', '.join(sorted(sizes)) or 'none'}."
-        )
-    groups = {}
-    for group in sorted(sizes):
-        inside = [value == group for value in values]
-        found = Counter(compress(labels, inside))
-        groups[group] = GroupMeasures(
-            rows=sizes[group],
-            label_counts={label: found[label] for label in task.label_names},
-            mean_characters=sum(compress(lengths, inside)) / sizes[group],
-        )
-    enough = [group for group in groups if group != reference and sizes[group] >= params.min_group_size]
-    level = 1.0 - (1.0 - params.confidence_level) / max(len(enough), 1)
-    for group in groups:
-        if reference is not None and group != reference:
-            groups[group] = _compared(groups[reference], groups[group], params, level)
-    return FeatureReport(
-        reference_group=reference,
-        missing=missing,
-        missing_fraction=missing / max(len(values), 1),
-        comparison_confidence_level=level,
-        groups=groups,
-    )
-
-
-def _compared(a: GroupMeasures, d: GroupMeasures, params: AuditDataParams, level: float) -> GroupMeasures:
-    """Group d with its measures against the reference group a; the formulas stand with the fields."""
-    favourable = params.favourable_label or ""
-    union = [label for label in a.label_counts if a.label_counts[label] or d.label_counts[label]]
-    shares_a = [a.label_counts[label] / a.rows for label in union]
-    shares_d = [d.label_counts[label] / d.rows for label in union]
-    gaps = [share_a - share_d for share_a, share_d in zip(shares_a, shares_d, strict=True)]
-    middle = [(share_a + share_d) / 2 for share_a, share_d in zip(shares_a, shares_d, strict=True)]
-    by_label = {label: a.label_counts[label] / a.rows - d.label_counts[label] / d.rows for label in a.label_counts}
-    interval: dict[str, float] = {}
-    if min(a.rows, d.rows) >= params.min_group_size:
-        low, high = newcombe_interval(a.label_counts[favourable], a.rows, d.label_counts[favourable], d.rows, level)
-        interval = {"low": low, "high": high}
-    return d.model_copy(
-        update={
-            "class_imbalance": (a.rows - d.rows) / (a.rows + d.rows),
-            "difference_in_proportions": by_label[favourable],
-            "difference_by_label": by_label,
-            "kl_divergence": _kl(_smoothed(a, union), _smoothed(d, union)),
-            "js_divergence": (_kl(shares_a, middle) + _kl(shares_d, middle)) / 2,
-            "lp_norm": math.hypot(*gaps),
-            "total_variation": sum(map(abs, gaps)) / 2,
-            "kolmogorov_smirnov": max(map(abs, gaps)),
-            **interval,
-        }
-    )
-
-
-def _smoothed(group: GroupMeasures, labels: list[str]) -> list[float]:
-    return [(group.label_counts[label] + 0.5) / (group.rows + 0.5 * len(labels)) for label in labels]
-
-
-def _kl(p: list[float], q: list[float]) -> float:
-    """Σ p ln(p / q) in nats; a term with p = 0 is 0."""
-    return sum(x * math.log(x / y) for x, y in zip(p, q, strict=True) if x > 0)
-
-
-def _findings(name: str, feature: FeatureReport, params: AuditDataParams) -> list[Finding]:
-    compared = {group: found for group, found in feature.groups.items() if group != feature.reference_group}
-    if not compared:
-        return [
-            Finding(
-                rule="audit_data.sensitive_features",
-                verdict="insufficient",
-                found=f"{name}: {len(feature.groups)} group, {feature.missing} rows without a value",
-                expected="at least two groups to compare",
-            )
-        ]
-    reference = feature.reference_group or ""
-    return [_judged(name, reference, feature.groups[reference], group, d, params) for group, d in compared.items()]
-
-
-def _judged(
-    name: str, reference: str, a: GroupMeasures, group: str, d: GroupMeasures, params: AuditDataParams
-) -> Finding:
-    pair = f"{name}: {group} ({d.rows} rows) against {reference} ({a.rows} rows)"
-    if d.low is None or d.high is None or d.difference_in_proportions is None:
-        return Finding(
-            rule="audit_data.min_group_size",
-            verdict="insufficient",
-            found=pair,
-            expected=f"at least {params.min_group_size} rows in both groups",
-        )
-    gated = min(a.rows, d.rows) >= params.min_gate_group_size
-    beyond = d.low > params.difference_fail or d.high < -params.difference_fail
-    verdict: Verdict = "pass"
-    if gated and beyond:
-        verdict = "fail"
-    elif abs(d.difference_in_proportions) > params.difference_warn:
-        verdict = "warn"
-    return Finding(
-        rule="audit_data.difference_fail",
-        verdict=verdict,
-        found=(
-            f"{pair}: difference of `{params.favourable_label}` {d.difference_in_proportions:.4f}, "
-            f"interval {d.low:.4f} to {d.high:.4f}" + ("" if gated else "; too few rows to gate")
-        ),
-        expected=(
-            f"at most {params.difference_warn} either way; it fails where the whole interval lies "
-            f"beyond {params.difference_fail}"
-        ),
-    )
 
 
 if __name__ == "__main__":

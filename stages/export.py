@@ -3,6 +3,7 @@
 Reads   paths.tuned_model   the model to export
         paths.model_passed  the model gate's pass: nothing is exported that it has not passed
         paths.tokens        test rows to compare logits on
+        paths.threshold_policy  carried beside the model where there is one
         paths.card          the model card and the data sheet, which go with it
 Writes  paths.export        what plain Transformers opens, model.onnx, README.md, DATA_SHEET.md, card.json, and
                             MANIFEST.json: SHA-256 and size of each file; for a model that writes text a
@@ -60,6 +61,7 @@ class ExportPaths(Paths):
     model_passed: Dep
     tokens: Dep
     card: Dep
+    threshold_policy: Dep
     export: Out
 
 
@@ -109,6 +111,8 @@ def run(
     batches = _batches(model, task, rows)
 
     with atomic_folder(paths.export) as folder, tempfile.TemporaryDirectory() as scratch:
+        if read_json(paths.threshold_policy):  # beside the model: nothing here applies it
+            shutil.copyfile(paths.threshold_policy, folder / paths.threshold_policy.name)
         shutil.copytree(paths.tuned_model, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
         shutil.copytree(paths.card, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
         if task.generates:

@@ -1,8 +1,9 @@
 """Open the way to training, or say which rules keep it shut.
 
-Reads   paths.prepared       Parquet, one file a split; and the reports of ingest, validate, prepare,
-                             audit_data, drift, check_leaks
-Writes  paths.data_passed    the SHA-256 of what was judged, only when the gate is open
+Reads   paths.prepared          Parquet, one file a split; and the reports of ingest, validate, prepare,
+                                audit_data, mitigate, drift, check_leaks
+        paths.training_weights  how the rows of train are weighed
+Writes  paths.data_passed       the SHA-256 of what was judged, only when the gate is open
 Report  paths.reports/gate_data.json
 """
 
@@ -12,7 +13,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from tunewright.files import sha256_tree
+from tunewright.files import sha256_file, sha256_tree
 from tunewright.gates import Finding, data_findings, data_reports, open_gate
 from tunewright.params import Fraction, Section
 from tunewright.report import Report
@@ -31,10 +32,12 @@ class GateDataPaths(Paths):
     """What gate_data reads and writes."""
 
     prepared: Dep
+    training_weights: Dep
     ingest_report: Dep
     validate_report: Dep
     prepare_report: Dep
     audit_data_report: Dep
+    mitigate_report: Dep
     drift_report: Dep
     check_leaks_report: Dep
     data_passed: Out
@@ -54,7 +57,7 @@ def run(paths: GateDataPaths, params: GateDataParams) -> GateDataReport:
         GateClosed  naming every rule that failed.
     """
     findings = data_findings(params, data_reports(paths))
-    judged = {"prepared": sha256_tree(paths.prepared)}
+    judged = {"prepared": sha256_tree(paths.prepared), "training_weights": sha256_file(paths.training_weights)}
     open_gate(paths.data_passed, findings, params.require_assessed, judged)
     return GateDataReport(findings=findings)
 

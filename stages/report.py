@@ -94,6 +94,7 @@ class ReportPaths(Paths):
     validate_report: Dep
     prepare_report: Dep
     audit_data_report: Dep
+    mitigate_report: Dep
     drift_report: Dep
     check_leaks_report: Dep
     fetch_model_report: Dep
@@ -106,6 +107,7 @@ class ReportPaths(Paths):
     evaluate_report: Dep
     audit_model_report: Dep
     explain_report: Dep
+    threshold_policy_report: Dep
     verdict_report: Dep
     predictions: Dep
     prepared: Dep
@@ -259,6 +261,13 @@ def _pictures(reports: Mapping[str, Any], steps: list[charts.RowStep], task: Tas
             leaks["limits"]["metadata_warn"],
             metadata["majority_accuracy"],
         )
+    groups = [
+        (f"{feature}: {group}", measured, (measured["against_reference"] or {}).get("verdict"))
+        for feature, found in reports["audit_data"]["features"].items()
+        for group, measured in found["groups"].items()
+    ]
+    if groups:
+        pictures["groups"] = charts.label_rates(groups, reports["audit_data"]["favourable_label"])
     return pictures | charts.fairness_pictures(reports["audit_model"]) | charts.drift_pictures(reports["drift"])
 
 

@@ -5,7 +5,8 @@ Reads   paths.prepared        Parquet, one file a split
         paths.base_model      for its tokenizer
 Writes  paths.tokens          one Arrow stream a split: row_id, input_ids (T,), labels, length, and what else
                               the task's `encode` gives; nothing is padded.
-                              A column sample_weight of the rows goes along, for training
+                              A column sample_weight of the rows goes along, for training; the weights and copies
+                              of `mitigate` make one, or repeat rows of train
         paths.tokenize_plots  lengths.csv, for `dvc plots`
 Report  paths.reports/tokenize.json: lengths in tokens before truncation, and how many rows were cut
 """
@@ -17,16 +18,18 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, Field
 
 from tunewright.errors import UserError
-from tunewright.files import atomic_folder, read_json, read_parquet, sha256_tree
+from tunewright.files import atomic_folder, read_json, read_parquet, sha256_file, sha256_tree
 from tunewright.gates import require_pass
 from tunewright.params import Section
 from tunewright.report import Report, RowAccount
 from tunewright.stage import Dep, Out, Paths, run_stage
-from tunewright.task import TaskType
+from tunewright.task import SAMPLE_WEIGHT, TaskType
 from tunewright.tokenizer import open_tokenizer, token_table
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pyarrow as pa
 
 SPLITS = ("train", "validation", "test")
 # Model types of text (as in config.json) that number positions from pad_token_id + 1 on, as fairseq does: so many
@@ -47,6 +50,7 @@ class TokenizeParams(Section):
 
 class TokenizePaths(Paths):
     prepared: Dep
+    training_weights: Dep
     data_passed: Dep
     base_model: Dep
     tokens: Out
@@ -87,12 +91,13 @@ def run(paths: TokenizePaths, params: TokenizeParams, task: TaskType) -> Tokeniz
     """Tokenize every split.
 
     Raises
-        GateClosed  when the data gate has not passed these very rows.
+        GateClosed  when the data gate has not passed these very rows and weights.
         UserError   when max_length is more than the model can take.
     """
     import pyarrow as pa
 
     require_pass(paths.data_passed, "prepared", sha256_tree(paths.prepared))
+    require_pass(paths.data_passed, "training_weights", sha256_file(paths.training_weights))
     _check_fits(paths.base_model, params.max_length)
     tokenizer = open_tokenizer(paths.base_model)
     splits: dict[str, SplitLengths] = {}
@@ -101,6 +106,8 @@ def run(paths: TokenizePaths, params: TokenizeParams, task: TaskType) -> Tokeniz
     with atomic_folder(paths.tokens) as folder:
         for split in SPLITS:
             rows = read_parquet(paths.prepared / f"{split}.parquet")
+            if split == "train":
+                rows = _mitigated(rows, paths.training_weights)
             found = token_table(task, rows, tokenizer, params.max_length)
             if found.target_lengths_before is not None:
                 kept = [len(labels) for labels in found.table.column("labels").to_pylist()]
@@ -121,6 +128,26 @@ def run(paths: TokenizePaths, params: TokenizeParams, task: TaskType) -> Tokeniz
         splits=splits,
         targets=targets,
     )
+
+
+def _mitigated(rows: pa.Table, path: Path) -> pa.Table:
+    """The rows of train as `mitigate` has them: repeated, or with a sample weight; as they are where it has none."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    found = read_parquet(path)
+    if not found.num_rows:
+        return rows
+    if found["row_id"].to_pylist() != rows["row_id"].to_pylist():
+        raise UserError(f"{path}: other rows of train than in the prepared data. Run `dvc repro`.")
+    weights = found["weight"].combine_chunks()
+    if any(weight != 1.0 for weight in weights.to_pylist()):
+        if SAMPLE_WEIGHT in rows.column_names:
+            weights = pc.multiply(rows[SAMPLE_WEIGHT].cast(pa.float64()), weights)
+            rows = rows.drop_columns([SAMPLE_WEIGHT])
+        rows = rows.append_column(SAMPLE_WEIGHT, weights)
+    return rows.take(np.repeat(np.arange(rows.num_rows), found["copies"].to_numpy()))
 
 
 def _check_fits(base_model: Path, max_length: int) -> None:

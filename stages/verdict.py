@@ -35,6 +35,7 @@ class VerdictPaths(Paths):
     validate_report: Dep
     prepare_report: Dep
     audit_data_report: Dep
+    mitigate_report: Dep
     drift_report: Dep
     check_leaks_report: Dep
     baseline_report: Dep

@@ -376,6 +376,29 @@ def group_rates(attribute: str, groups: Mapping[str, Mapping[str, Any]], favoura
         return _svg(axes[0], f"{attribute}: rates by group", told)
 
 
+def label_rates(groups: Sequence[tuple[str, Mapping[str, Any], str | None]], label: str) -> str:
+    """The rate of the favourable label in each group: (its name, what `audit_data` found of it, the verdict of its
+    comparison). A reference group has none and is in the second colour; a group too small to be judged is pale."""
+    with _drawing(0.34 * len(groups) + 0.9, grid="x") as axes:
+        for at, (_, found, verdict) in enumerate(groups):
+            colour = SECOND if verdict is None else MUTED if verdict == "insufficient" else FIRST
+            axes.barh(at, found["favourable_rate"], height=0.6, color=colour, alpha=0.35)
+            ends = (found["favourable_low"], found["favourable_high"])
+            _interval(axes, at, found["favourable_rate"], *ends, colour)
+            word = "reference" if verdict is None else verdict
+            axes.annotate(word, (ends[1], at), (6, 0), textcoords="offset points", va="center", color=INK)
+        _names_on_y(axes, [f"{name} ({found['rows']:,})" for name, found, _ in groups])
+        axes.set_xlim(0, 1.2)
+        _percent_on_x(axes)
+        axes.set_xlabel(f"rows of train labelled {label}")
+        told = "; ".join(
+            f"{name}: {found['favourable_rate']:.1%} ({found['favourable_low']:.1%} to {found['favourable_high']:.1%}) "
+            f"of {found['rows']} rows, {verdict or 'reference'}"
+            for name, found, verdict in groups
+        )
+        return _svg(axes, "The favourable label by group", told)
+
+
 def drift_pictures(report: Mapping[str, Any]) -> dict[str, str]:
     """All pictures of drift.json; none where nothing was accepted. Labels, lengths and words are drawn of the part (all
     rows, or one source) that has moved most."""

@@ -19,7 +19,7 @@ from tunewright.files import read_json, write_json
 
 Verdict = Literal["pass", "warn", "fail", "insufficient", "not_assessed"]
 
-DATA_STAGES = ("ingest", "validate", "prepare", "audit_data", "drift", "check_leaks")
+DATA_STAGES = ("ingest", "validate", "prepare", "audit_data", "mitigate", "drift", "check_leaks")
 """The stages whose reports say whether the data can be trained on."""
 MODEL_STAGES = ("audit_model", "explain")
 """The stages beside `evaluate` whose `findings` say whether the model may leave. `verdict` reads the reports of all."""
@@ -89,7 +89,12 @@ def data_findings(limits: Any, reports: Mapping[str, Any]) -> list[Finding]:
                 expected=f"every label, its share at most {limits.max_label_share_gap} from the whole",
             )
         )
-    return [*findings, *stage_findings(DATA_STAGES, reports)]
+    # What a mitigation has mended is judged as it is after it: in the place of these.
+    replaced = [Finding.model_validate(found) for found in reports["mitigate"].get("replaced", [])]
+    for stage in DATA_STAGES:
+        found_there = stage_findings((stage,), reports)
+        findings += [found for found in found_there if stage != "audit_data" or found not in replaced]
+    return findings
 
 
 def model_reports(paths: Any) -> dict[str, Any]:

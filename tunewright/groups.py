@@ -32,6 +32,8 @@ NAME = "name"
 """What a swap of first names says of itself in `as`: they mention no group by themselves."""
 AND = " × "
 """Between the two attributes, and the two groups, of an intersection."""
+NONE = "(none)"
+"""What the rows of no group are called together."""
 MAX_GROUPS = 100
 """A column of more values is no attribute of groups, and its values would flood a report."""
 
@@ -48,6 +50,12 @@ class Attribute:
     """Rows in no group: without a value, or that mention none."""
     reference: str | None
     """The group that the others are compared with; None where there is no group."""
+
+    def against_reference(self, group: str) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of the reference group and those of the group, (N,) bool each, without the rows that are in both:
+        such a row says nothing of a difference, and intervals are of independent samples."""
+        a, d = self.members[self.reference or group], self.members[group]
+        return a & ~d, d & ~a
 
 
 @dataclass(frozen=True)
@@ -244,17 +252,16 @@ def attributes(
     lexicon: Lexicon,
     masked: Callable[[str], str],
     where: Path | str,
-    key: str = "audit_data",
 ) -> list[Attribute]:
     """Group the rows of a table by each feature, and by each intersection of two of them.
 
     features: columns of the table, or `text.NAME` of the lexicon.   references: feature, or intersection as it is
     named here, → its reference group; else the largest group is it, of an intersection the largest of those that the
     references of its parts leave.   masked: hides personal values, because a group is called by its column's value.
-    where, key: the table's file and the section of params, for messages.
+    where: the table's file, for messages.
 
     Raises
-        UserError  for an unknown column, attribute or reference group, or for a column of more than MAX_GROUPS values.
+        UserError  for an unknown column, attribute or reference group, or for a feature of more than MAX_GROUPS groups.
     """
     found: dict[str, Attribute] = {}
     mentions: list[set[tuple[str, str]]] | None = None
@@ -263,8 +270,8 @@ def attributes(
             attribute = name.removeprefix(TEXT)
             if attribute not in lexicon.terms:
                 raise UserError(
-                    f"{key}.sensitive_features: the lexicon has no attribute {attribute!r}; it has "
-                    f"{', '.join(sorted(lexicon.terms))}. Add it by {key}.identity_terms, or name another."
+                    f"audit_data.sensitive_features: the lexicon has no attribute {attribute!r}; it has "
+                    f"{', '.join(sorted(lexicon.terms))}. Add it by audit_data.identity_terms, or name another."
                 )
             if mentions is None:
                 mentions = [
@@ -273,19 +280,19 @@ def attributes(
                 ]
             groups = [{group for of, group in row if of == attribute} for row in mentions]
         else:
-            groups = [{value} if value is not None else set() for value in _column(name, table, masked, where, key)]
-        found[name] = _attribute(name, groups, references.get(name), masked, where, key)
+            groups = [{value} if value is not None else set() for value in _column(name, table, masked, where)]
+        found[name] = _attribute(name, groups, references.get(name), masked, where)
     chosen = [found[name] for name in features]
     for first, second in intersections:
-        chosen.append(_intersection(found[first], found[second], table.num_rows, references, masked, where, key))
+        chosen.append(_intersection(found[first], found[second], table.num_rows, references, masked, where))
     return chosen
 
 
-def _column(name: str, table: pa.Table, masked: Callable[[str], str], where: Any, key: str) -> list[str | None]:
+def _column(name: str, table: pa.Table, masked: Callable[[str], str], where: Any) -> list[str | None]:
     if name not in table.column_names:
         near = difflib.get_close_matches(name, table.column_names, n=1)
         raise UserError(
-            f"{where}: no column {name!r} ({key}.sensitive_features)."
+            f"{where}: no column {name!r} (audit_data.sensitive_features)."
             + (f" Did you mean {near[0]!r}?" if near else "")
             + " Add it to ingest.sources[].keep_columns, or remove it here."
         )
@@ -298,7 +305,6 @@ def _attribute(
     reference: str | None,
     masked: Callable[[str], str],
     where: Any,
-    key: str,
     among: Iterable[str] | None = None,
 ) -> Attribute:
     """among: the groups of which the largest is the reference where none is named."""
@@ -307,13 +313,13 @@ def _attribute(
     sizes = Counter(group for row in groups for group in row)
     if len(sizes) > MAX_GROUPS:
         raise UserError(
-            f"{where}: {name!r} ({key}.sensitive_features) has {len(sizes)} values; "
+            f"{where}: {name!r} (audit_data.sensitive_features) has {len(sizes)} values; "
             f"expected at most {MAX_GROUPS} groups. Bin it before ingest, or name another."
         )
     members = {group: np.array([group in row for row in groups], dtype=bool) for group in sorted(sizes)}
     if reference is not None and (reference := masked(reference)) not in sizes:
         raise UserError(
-            f"{key}.reference_groups.{name}: no row of {where} has the group {reference!r}. "
+            f"audit_data.reference_groups.{name}: no row of {where} has the group {reference!r}. "
             f"Groups found: {', '.join(sorted(sizes)) or 'none'}."
         )
     candidates = [group for group in among or () if group in sizes] or sorted(sizes)
@@ -328,7 +334,6 @@ def _intersection(
     references: Mapping[str, str],
     masked: Callable[[str], str],
     where: Any,
-    key: str,
 ) -> Attribute:
     name = f"{first.name}{AND}{second.name}"
     groups: list[set[str]] = [set() for _ in range(rows)]
@@ -344,4 +349,13 @@ def _intersection(
                 among.append(both)
             for row in (inside & also).nonzero()[0]:
                 groups[row].add(both)
-    return _attribute(name, groups, references.get(name), masked, where, key, among)
+    return _attribute(name, groups, references.get(name), masked, where, among)
+
+
+def groups_of_rows(attribute: Attribute, rows: int) -> list[str]:
+    """What each row's groups are called together: "men", "men + women", or NONE."""
+    of_row: list[list[str]] = [[] for _ in range(rows)]
+    for group, inside in attribute.members.items():
+        for row in inside.nonzero()[0]:
+            of_row[row].append(group)
+    return [" + ".join(groups) or NONE for groups in of_row]

@@ -291,7 +291,9 @@ def fairness(telling: Telling) -> str:
             telling.name(feature),
             telling.name(group) + (" (reference)" if group == found["reference_group"] else ""),
             telling.figure("audit_data", "features", feature, "groups", group, "rows"),
-            _between(telling, "audit_data", "features", feature, "groups", group),
+            _between(telling, "audit_data", "features", feature, "groups", group, "against_reference")
+            if found["groups"][group]["against_reference"]
+            else "–",
         ]
         for feature, found in features.items()
         for group in found["groups"]

@@ -88,6 +88,7 @@ class PathsParams(Section):
     drift_reference: ProjectPath = Field(description="the profile of the data last accepted; git tracks it")
     drift_plots: ProjectPath
     lexicon: ProjectPath = Field(description="identity terms by attribute and group; git tracks it")
+    training_weights: ProjectPath = Field(description="how mitigate weighs or repeats the rows of train")
     data_passed: ProjectPath
     model_choice: ProjectPath
     fetched_model: ProjectPath
@@ -105,6 +106,7 @@ class PathsParams(Section):
     audit_model_plots: ProjectPath
     explain_page: ProjectPath
     explain_plots: ProjectPath
+    threshold_policy: ProjectPath = Field(description="thresholds by group, for who applies them knowingly")
     report_page: ProjectPath
     card: ProjectPath = Field(description="the folder of the model card and the data sheet")
     model_passed: ProjectPath

@@ -48,8 +48,8 @@ class ReliabilityBin(BaseModel):
     accuracy: float | None
 
 
-def wilson_interval(successes: int, n: int, confidence_level: float) -> tuple[float, float]:
-    """Wilson's score interval of a rate; (0, 1) where there is no row.
+def wilson_interval(successes: float, n: float, confidence_level: float) -> tuple[float, float]:
+    """Wilson's score interval of a rate; (0, 1) where there is no row. Of weighed rows the counts may be fractions.
 
     Source: E. B. Wilson, Probable inference, JASA 22 (1927).
     """
@@ -67,7 +67,7 @@ def wilson_interval(successes: int, n: int, confidence_level: float) -> tuple[fl
 
 
 def newcombe_interval(
-    successes_a: int, n_a: int, successes_d: int, n_d: int, confidence_level: float
+    successes_a: float, n_a: float, successes_d: float, n_d: float, confidence_level: float
 ) -> tuple[float, float]:
     """Newcombe's hybrid score interval of the difference p_a − p_d of two independent rates.
 
@@ -107,6 +107,25 @@ def ratio_interval(
     z = NormalDist().inv_cdf((1 + confidence_level) / 2)
     ratio = (successes_d / n_d) / (successes_a / n_a)
     return min(math.exp(middle - z * spread), ratio), max(math.exp(middle + z * spread), ratio)
+
+
+def log_ratio_interval(
+    successes_d: float, n_d: float, successes_a: float, n_a: float, confidence_level: float
+) -> Estimate:
+    """The ratio of two independent rates p_d / p_a and its interval on the log scale, with 0.5 added to both counts and
+    to both sizes, so that a count of 0 has a finite ratio:
+
+        R = [(x_d + ½) / (n_d + ½)] / [(x_a + ½) / (n_a + ½)]
+        R · exp(± z √(1/(x_d + ½) − 1/(n_d + ½) + 1/(x_a + ½) − 1/(n_a + ½)))
+
+    Sources: D. Katz et al., Obtaining confidence intervals for the risk ratio in cohort studies, Biometrics 34 (1978);
+    J. Pettigrew, J. Gart, D. Thomas, The bias and higher cumulants of the logarithm of a binomial variate, Biometrika
+    73 (1986), for the halves.
+    """
+    x_d, m_d, x_a, m_a = (count + 0.5 for count in (successes_d, n_d, successes_a, n_a))
+    log_ratio = math.log(x_d / m_d) - math.log(x_a / m_a)
+    half = NormalDist().inv_cdf((1 + confidence_level) / 2) * math.sqrt(1 / x_d - 1 / m_d + 1 / x_a - 1 / m_a)
+    return Estimate(value=math.exp(log_ratio), low=math.exp(log_ratio - half), high=math.exp(log_ratio + half))
 
 
 def population_stability_index(accepted: Sequence[int], now: Sequence[int]) -> float:

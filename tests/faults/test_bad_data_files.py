@@ -23,8 +23,9 @@ from stages.ingest import run
 from stages.tokenize import TokenizeParams, TokenizePaths
 from stages.tokenize import run as tokenize
 from tests.conftest import REPOSITORY, environment
+from tests.passing import let_through
 from tunewright.errors import UserError
-from tunewright.files import read_json, sha256_tree, write_json
+from tunewright.files import read_json
 from tunewright.params import load_params
 from tunewright.stage import arguments
 from tunewright.task_types.text_classification import Task, TaskParams
@@ -233,9 +234,9 @@ def test_a_text_of_a_million_tokens_is_capped_or_cut_and_reported(project: Proje
     prepared.mkdir()
     for split, part in {"train": rows, "validation": rows[1:], "test": rows[1:]}.items():
         pq.write_table(part, prepared / f"{split}.parquet")
-    write_json(passed, {"prepared": sha256_tree(prepared)})
     paths = TokenizePaths(
         prepared=prepared,
+        training_weights=let_through(prepared, passed),
         data_passed=passed,
         base_model=tiny_model,
         tokens=project.root / "data/tokens",

@@ -24,6 +24,7 @@ ORDER = [
     "validate",
     "prepare",
     "audit_data",
+    "mitigate",
     "drift",
     "check_leaks",
     "gate_data",
@@ -39,6 +40,7 @@ ORDER = [
     "evaluate",
     "audit_model",
     "explain",
+    "threshold_policy",
     "verdict",
     "report",
     "card",
@@ -47,7 +49,7 @@ ORDER = [
 ]
 STAGES = set(ORDER)
 FROM_VERDICT = {"verdict", "report", "card", "gate_model", "export"}
-FROM_FINETUNE = {"finetune", "evaluate", "audit_model", "explain", *FROM_VERDICT}
+FROM_FINETUNE = {"finetune", "evaluate", "audit_model", "explain", "threshold_policy", *FROM_VERDICT}
 FROM_TOKENIZE = {"tokenize", "features", "find_lr", "evaluate_base", *FROM_FINETUNE}
 FROM_PREPARE = STAGES - {"fetch_data", "ingest", "validate", "choose_model", "fetch_model"}
 

@@ -44,8 +44,18 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     write_json(reports / "baseline.json", splits(accuracy=estimate(0.89, 0.87, 0.91)))
     write_json(reports / "verdict.json", {"findings": [finding("one", "pass"), finding("two", "fail")]})
     groups = {
-        "A": {"rows": 6, "difference_in_proportions": None, "low": None, "high": None, "class_imbalance": None},
-        "B": {"rows": 3, "difference_in_proportions": 0.25, "low": 0.1, "high": 0.4, "class_imbalance": 1 / 3},
+        "A": {"rows": 6, "against_reference": None},
+        "B": {
+            "rows": 3,
+            "against_reference": {
+                "difference_in_proportions": 0.25,
+                "low": None,
+                "high": None,
+                "disparate_impact": None,
+                "class_imbalance": 1 / 3,
+                "verdict": "insufficient",
+            },
+        },
     }
     write_json(reports / "audit_data.json", {"features": {"region": {"reference_group": "A", "groups": groups}}})
     return found
@@ -71,6 +81,7 @@ def test_the_fairness_of_the_data_is_that_of_its_groups(params: Params) -> None:
     first, second = artifacts._fairness(params, {"audit_data": "Ran"})
     assert (first["group"], first["reference"], first["difference in proportions"]) == ("A", True, None)
     assert (second["group"], second["rows"], second["class imbalance"]) == ("B", 3, 0.3333)
+    assert (second["low"], second["verdict"]) == (None, "insufficient")
 
 
 def test_the_summary_says_first_what_came_of_it(params: Params) -> None:

@@ -202,8 +202,8 @@ def test_the_same_reports_give_the_same_bytes(tmp_path, monkeypatch):
 def test_no_group_means_not_assessed_and_groups_are_told(tmp_path, monkeypatch):
     make(tmp_path, monkeypatch)
     assert "## Fairness\n\nNot assessed" in page()
-    measured = {"rows": 30, "difference_in_proportions": 0.25, "low": 0.1, "high": 0.4}
-    groups = {"A": {"rows": 60, "difference_in_proportions": None, "low": None, "high": None}, "B": measured}
+    measured = {"difference_in_proportions": 0.25, "low": 0.1, "high": 0.4}
+    groups = {"A": {"rows": 60, "against_reference": None}, "B": {"rows": 30, "against_reference": measured}}
     make(tmp_path, monkeypatch, audit_data={"features": {"region": {"reference_group": "A", "groups": groups}}})
     assert "| region | A (reference) | 60 | – |" in page()
     assert "| region | B | 30 | 0.2500 (0.1000 to 0.4000) |" in page()

@@ -19,9 +19,10 @@ from stages.finetune import FinetunePaths, run
 from stages.tokenize import TokenizeParams, TokenizePaths
 from stages.tokenize import run as tokenize
 from tests.conftest import REPOSITORY
+from tests.passing import let_through
 from tests.unit.test_finetune_decoder import params
 from tunewright.compute import open_tuned, read_tokens
-from tunewright.files import read_parquet, sha256_tree, write_json, write_parquet
+from tunewright.files import read_parquet, write_json, write_parquet
 from tunewright.generation import GenerationParams
 from tunewright.losses import IGNORED
 from tunewright.python_syntax import begins_python, is_python
@@ -342,10 +343,10 @@ def test_a_missing_line_is_learnt_by_heart(tmp_path: Path, tiny_decoder: Path, m
             pa.table({"row_id": ids, "text": ["def good():\n    film\n"] * count}), Path(f"prepared/{split}.parquet")
         )
     write_json(Path("features/features.json"), {"applies": False})
-    write_json(Path("passed"), {"prepared": sha256_tree(Path("prepared"))})
+    weights = let_through(Path("prepared"), Path("passed"))
     tokenize(
         TokenizePaths(
-            prepared=Path("prepared"), data_passed=Path("passed"), base_model=tiny_decoder,
+            prepared=Path("prepared"), training_weights=weights, data_passed=Path("passed"), base_model=tiny_decoder,
             tokens=Path("tokens"), tokenize_plots=Path("plots"),
         ),
         TokenizeParams(max_length=96),

@@ -16,7 +16,9 @@ import pytest
 from stages import audit_data, check_leaks, drift, gate_data, ingest, prepare, validate
 from stages.audit_data import AuditDataParams, AuditDataPaths
 from stages.check_leaks import CheckLeaksParams, CheckLeaksPaths
+from stages.mitigate import MitigateReport
 from tests.kinds import Tagged, chat, pairs, score, tagged, talk
+from tests.passing import let_through
 from tests.unit import test_audit_data, test_check_leaks, test_gate_data
 from tests.unit.test_check_leaks import PRIVACY
 from tests.unit.test_prepare import SPLITS
@@ -54,7 +56,7 @@ def prepared(folder: Path, task: TaskType, texts: dict[str, list[str]]) -> Path:
 
 @EACH_KIND
 def test_no_bias_is_told_where_no_label_names_a_row(tmp_path: Path, task: TaskType) -> None:
-    paths = AuditDataPaths(prepared=prepared(tmp_path, task, {"train": ["a b"] * 3}))
+    paths = AuditDataPaths(prepared=prepared(tmp_path, task, {"train": ["a b"] * 3}), lexicon=test_audit_data.LEXICON)
     unnamed = test_audit_data.BASE | {"sensitive_features": [], "favourable_label": None}
     report = audit_data.run(paths, AuditDataParams.model_validate(unnamed), task, privacy=None)
     assert (report.label_counts, report.label_shares, report.features) == ({}, {}, {})
@@ -145,6 +147,7 @@ def test_a_job_s_rows_go_through_all_data_stages(kind: str, tmp_path: Path, monk
     params = {"max_rejected_fraction": 0.1, "control_characters": "reject", "max_text_characters": 1000}
     paths = {name: tmp_path / name for name in ("raw", "hub_data", "prepared", "data_docs", "drift_plots")}
     paths |= {name: tmp_path / f"{name}.parquet" for name in ("ingested", "quarantine")}
+    paths |= {"training_weights": tmp_path / "training_weights.parquet", "lexicon": test_audit_data.LEXICON}
     paths |= {"drift_reference": tmp_path / "accepted.json", "data_passed": tmp_path / "data.passed"}
     (tmp_path / "accepted.json").write_text('{"accepted": null}')
 
@@ -168,8 +171,10 @@ def test_a_job_s_rows_go_through_all_data_stages(kind: str, tmp_path: Path, monk
     split = prepare.SplitParams(train=0.6, validation=0.2, test=0.2)
     chosen = defaults.value("prepare").model_copy(update={"split": split})
     kept(prepare=prepare.run(located(prepare, "PreparePaths"), chosen, task))
-    unnamed = defaults.value("audit_data").model_copy(update={"favourable_label": None})
+    unnamed = defaults.value("audit_data").model_copy(update={"favourable_label": None, "sensitive_features": []})
     kept(audit_data=audit_data.run(located(audit_data, "AuditDataPaths"), unnamed, task, privacy))
+    kept(mitigate=MitigateReport(applies=False))
+    let_through(paths["prepared"], paths["data_passed"])
     kept(drift=drift.run(located(drift, "DriftPaths"), defaults.value("drift"), privacy))
     leaks = defaults.value("check_leaks")
     kept(check_leaks=check_leaks.run(located(check_leaks, "CheckLeaksPaths"), leaks, task, 0, privacy))

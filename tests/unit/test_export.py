@@ -82,7 +82,9 @@ def project(tuned: Path, folder: Path, **more: list[list[int]]) -> ExportPaths:
     (folder / "card").mkdir()
     for name in CARD:
         (folder / "card" / name).write_text(f"{name} of the card\n")
+    write_json(folder / "threshold_policy.json", {"groups": {"women": {}}})
     return ExportPaths(
+        threshold_policy=folder / "threshold_policy.json",
         tuned_model=folder / "tuned",
         model_passed=folder / "model.passed",
         tokens=folder / "tokens",
@@ -112,9 +114,8 @@ def test_the_manifest_names_every_file_by_its_bytes(exported):
     manifest = json.loads((paths.export / "MANIFEST.json").read_text())
     files = {found.name for found in paths.export.iterdir()} - {"MANIFEST.json"}
     assert all((paths.export / name).read_text() == f"{name} of the card\n" for name in CARD)
-    assert (
-        set(manifest["files"]) == files >= {*CARD, "config.json", "model.onnx", "model.safetensors", "tokenizer.json"}
-    )
+    assert set(manifest["files"]) == files
+    assert files >= {*CARD, "config.json", "model.onnx", "model.safetensors", "threshold_policy.json", "tokenizer.json"}
     for name, entry in manifest["files"].items():
         assert entry == {"sha256": sha256_file(paths.export / name), "size": (paths.export / name).stat().st_size}
     assert manifest["model_sha256"] == sha256_tree(paths.tuned_model)

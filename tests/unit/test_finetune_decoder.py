@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from stages.finetune import FinetuneParams, FinetunePaths, run
 from stages.tokenize import TokenizeParams, TokenizePaths
 from stages.tokenize import run as tokenize
+from tests.passing import let_through
 from tests.unit.test_finetune import LORA, PARAMS
 from tunewright.chat import render
 from tunewright.compute import open_tuned, read_tokens
 from tunewright.errors import UserError
-from tunewright.files import read_json, read_parquet, sha256_tree, write_json, write_parquet
+from tunewright.files import read_json, read_parquet, write_json, write_parquet
 from tunewright.generation import GenerationParams
 from tunewright.task import Predicting
 from tunewright.task_types import causal_lm, chat
@@ -62,10 +63,10 @@ def write_tokens(task: Any, max_length: int) -> Any:
         texts = [*talks * count, render([{"role": "user", "content": "Nobody?"}])]
         ids = [f"{split}{row}" for row in range(len(texts))]
         write_parquet(pa.table({"row_id": ids, "text": texts}), Path(f"prepared/{split}.parquet"))
-    write_json(Path("passed"), {"prepared": sha256_tree(Path("prepared"))})
+    weights = let_through(Path("prepared"), Path("passed"))
     return tokenize(
         TokenizePaths(
-            prepared=Path("prepared"), data_passed=Path("passed"), base_model=Path("base"),
+            prepared=Path("prepared"), training_weights=weights, data_passed=Path("passed"), base_model=Path("base"),
             tokens=Path("tokens"), tokenize_plots=Path("plots"),
         ),
         TokenizeParams(max_length=max_length),

@@ -27,7 +27,8 @@ def judge(folder: Path, require_assessed: bool = False, **changes: Any) -> GateD
             "label_shares": {"neg": 0.5, "pos": 0.5},
             "splits": {"test": changes.get("split", SPLIT)},
         },
-        "audit_data": {"findings": [assessed]},
+        "audit_data": {"findings": [assessed | changes.get("audited", {})]},
+        "mitigate": changes.get("mitigated", {"findings": []}),
         "drift": {"findings": [{**assessed, "rule": "drift.x"}]},
         "check_leaks": {"findings": changes.get("leaks", [])},
     }
@@ -35,8 +36,10 @@ def judge(folder: Path, require_assessed: bool = False, **changes: Any) -> GateD
         (folder / f"{stage}.json").write_text(json.dumps(report))
     (folder / "prepared").mkdir(exist_ok=True)
     (folder / "prepared" / "test.parquet").write_bytes(b"rows")
+    (folder / "weights.parquet").write_bytes(b"weights")
     paths = GateDataPaths(
         prepared=folder / "prepared",
+        training_weights=folder / "weights.parquet",
         data_passed=folder / "data.passed",
         **{f"{stage}_report": folder / f"{stage}.json" for stage in reports},
     )
@@ -48,7 +51,10 @@ def test_the_pass_file_holds_what_was_judged(tmp_path: Path) -> None:
     report = judge(tmp_path)
     assert report.open
     assert [finding.verdict for finding in report.findings] == ["pass"] * 5
-    assert json.loads((tmp_path / "data.passed").read_text()) == {"prepared": sha256_tree(tmp_path / "prepared")}
+    assert json.loads((tmp_path / "data.passed").read_text()) == {
+        "prepared": sha256_tree(tmp_path / "prepared"),
+        "training_weights": sha256_tree(tmp_path / "weights.parquet"),
+    }
 
 
 def test_every_failed_rule_is_named_and_an_old_pass_file_goes(tmp_path: Path) -> None:
@@ -86,16 +92,27 @@ def test_a_leak_is_judged_too(tmp_path: Path) -> None:
         judge(tmp_path, leaks=[leak | {"verdict": "fail"}])
 
 
+def test_what_was_mended_is_judged_as_it_is_after_it(tmp_path: Path) -> None:
+    replaced = {"rule": "audit_data.x", "verdict": "fail", "found": "f", "expected": "e"}
+    after = replaced | {"verdict": "pass", "found": "0.0 after the mitigation"}
+    report = judge(tmp_path, audited={"verdict": "fail"}, mitigated={"replaced": [replaced], "findings": [after]})
+    assert [found.found for found in report.findings if found.rule == "audit_data.x"] == ["0.0 after the mitigation"]
+    with pytest.raises(GateClosed, match=r"audit_data\.x: found f"):  # another finding than the one that was replaced
+        judge(tmp_path, audited={"verdict": "fail"}, mitigated={"replaced": [after], "findings": [after]})
+
+
 def test_a_missing_report_is_named(tmp_path: Path) -> None:
     judge(tmp_path)
     missing = tmp_path / "none.json"
     paths = GateDataPaths(
         prepared=tmp_path / "prepared",
+        training_weights=tmp_path / "weights.parquet",
         data_passed=tmp_path / "data.passed",
         ingest_report=missing,
         validate_report=tmp_path / "validate.json",
         prepare_report=tmp_path / "prepare.json",
         audit_data_report=tmp_path / "audit_data.json",
+        mitigate_report=tmp_path / "mitigate.json",
         drift_report=tmp_path / "drift.json",
         check_leaks_report=tmp_path / "check_leaks.json",
     )

@@ -13,6 +13,7 @@ from stages.finetune import FinetuneParams, FinetunePaths
 from stages.finetune import run as finetune
 from stages.tokenize import TokenizeParams, TokenizePaths
 from stages.tokenize import run as tokenize
+from tests.passing import let_through
 from tests.unit.test_finetune import PARAMS
 from tunewright.compute import read_tokens
 from tunewright.errors import UserError
@@ -130,6 +131,7 @@ def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FinetunePaths:
     tokenize(
         TokenizePaths(
             prepared=Path("prepared"),
+            training_weights=let_through(Path("prepared"), Path("passed")),
             data_passed=Path("passed"),
             base_model=Path("base"),
             tokens=Path("tokens"),

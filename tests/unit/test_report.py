@@ -22,8 +22,10 @@ from stages.find_lr import FindLrReport, RangeTest, Rung, Trial
 from stages.finetune import FinetuneParams, FinetuneReport
 from stages.ingest import IngestReport
 from stages.init_model import InitModelReport
+from stages.mitigate import MitigateReport
 from stages.prepare import PrepareParams, PrepareReport
 from stages.report import SECTIONS, ReportParams, ReportPaths, ReportReport, _steps, run
+from stages.threshold_policy import ThresholdPolicyReport
 from stages.tokenize import TokenizeReport
 from stages.validate import ValidateReport
 from stages.verdict import VerdictReport
@@ -187,8 +189,15 @@ def reports(
             findings=[],
         ),
         "audit_data": AuditDataReport(
-            label_counts={low: 350, high: 330}, label_shares=shares, features={}, findings=[]
+            label_counts={low: 350, high: 330},
+            label_shares=shares,
+            favourable_label=high,
+            features={},
+            terms=[],
+            findings=[finding("audit_data.sensitive_features", "not_assessed", "no feature")],
         ),
+        "mitigate": MitigateReport(applies=False),
+        "threshold_policy": ThresholdPolicyReport(applies=False),
         "check_leaks": CheckLeaksReport(**leaks(labels)),
         "drift": DriftReport(
             prepared_sha256="e" * 64,

@@ -7,22 +7,23 @@ import pyarrow as pa
 import pytest
 
 from stages.tokenize import TokenizeParams, TokenizePaths, run
+from tests.passing import let_through
 from tunewright.compute import read_tokens
 from tunewright.errors import UserError
-from tunewright.files import sha256_tree, write_json, write_parquet
+from tunewright.files import write_json, write_parquet
 from tunewright.task_types.text_classification import Task, TaskParams
 
 TASK = Task(TaskParams(type="text_classification", labels=["negative", "positive"]))
 
 
-def tokenized(folder: Path, tiny_model: Path, **columns: pa.Array) -> pa.Table:
+def tokenized(folder: Path, tiny_model: Path, mitigated: pa.Table | None = None, **columns: pa.Array) -> pa.Table:
     """The training split's tokens, for two rows with these further columns."""
     rows = {"row_id": ["a", "b"], "text": ["a fine film", "dull"], "label": ["positive", "negative"], **columns}
     for split in ("train", "validation", "test"):
         write_parquet(pa.table(rows), folder / f"prepared/{split}.parquet")
-    write_json(folder / "passed", {"prepared": sha256_tree(folder / "prepared")})
     paths = TokenizePaths(
         prepared=folder / "prepared",
+        training_weights=let_through(folder / "prepared", folder / "passed", mitigated),
         data_passed=folder / "passed",
         base_model=tiny_model,
         tokens=folder / "tokens",
@@ -37,6 +38,21 @@ def test_rows_that_are_weighed_keep_their_weights(tmp_path, tiny_model):
     weighed = tokenized(tmp_path, tiny_model, sample_weight=pa.array([2, 1]))
     assert weighed.column("sample_weight").to_pylist() == [2.0, 1.0]
     assert weighed.column("labels").to_pylist() == [1, 0]
+
+
+def test_what_was_mended_weighs_or_repeats_the_rows_of_train_alone(tmp_path, tiny_model):
+    def mitigated(weight: list[float], copies: list[int]) -> pa.Table:
+        return pa.table({"row_id": ["a", "b"], "weight": weight, "copies": copies})
+
+    table = tokenized(tmp_path, tiny_model, mitigated([0.5, 1.5], [1, 1]), sample_weight=pa.array([2, 1]))
+    assert table.column("sample_weight").to_pylist() == [1.0, 1.5]
+    validation = read_tokens(tmp_path / "tokens/validation.arrow")
+    assert validation.column("sample_weight").to_pylist() == [2.0, 1.0]
+    table = tokenized(tmp_path, tiny_model, mitigated([1.0, 1.0], [0, 3]))
+    assert table.column("row_id").to_pylist() == ["b", "b", "b"]
+    assert "sample_weight" not in table.column_names
+    with pytest.raises(UserError, match="other rows of train than in the prepared data"):
+        tokenized(tmp_path, tiny_model, mitigated([0.5, 1.5], [1, 1]).take([1, 0]))
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ def reports() -> dict[str, Any]:
                 {"rule": "audit_data", "verdict": "not_assessed", "found": "no column", "expected": "a column"},
             ]
         },
+        "mitigate": {"applies": False, "replaced": [], "findings": []},
         "drift": {"findings": [{"rule": "drift.psi_fail", "verdict": "pass", "found": "0.01", "expected": "0.1"}]},
         "check_leaks": {"findings": []},
         "audit_model": {"findings": []},
