@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from flows.new_rows import NewRows, converses
+from tunewright.control import CONTROL_FILE, Control, controlled, read_control, withheld
 from tunewright.errors import UserError
 from tunewright.params import Params
 from tunewright.privacy import mask
@@ -14,6 +17,8 @@ from tunewright.task import Predicting, TaskType
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from tunewright.generation import GenerationParams
 
 NOT_SCORABLE = "not_scorable"
 
@@ -30,7 +35,8 @@ class Scorer:
 
         set_up(params.num_threads, params.seed)
         evaluate = params.value("evaluate")
-        generation = evaluate.generation and evaluate.generation.model_copy(update={"max_rows": None})
+        self._control = read_control(folder)
+        generation = generation_of(self._control, evaluate.generation)
         self._how = Predicting(
             evaluate.per_device_eval_batch_size, params.seed, generation, evaluate.max_tokens_per_batch
         )
@@ -66,6 +72,7 @@ class Scorer:
         tokens = token_table(self._task, rows, self._tokenizer, self._max_length).table
         found = self._task.predict(self._model, self._tokenizer, rows, tokens, self._how)
         check_finite(found, self._folder)
+        found = withheld(controlled(found, self._task, self._control))
         told = [name for name in found.column_names if name not in not_told(self._task)]
         return pa.table(
             {
@@ -74,6 +81,25 @@ class Scorer:
                 **{name: found[name] for name in told},
             }
         )
+
+
+def generation_of(control: Control, asked: GenerationParams | None) -> GenerationParams | None:
+    """How the model writes: as the export says that it was evaluated, whatever params say by now; of an export that
+    says nothing, as they do. Every row is written for, whatever `max_rows` was.
+
+    Raises
+        UserError  where the export has settings that this version of Tunewright does not know.
+    """
+    from tunewright.generation import GenerationParams
+
+    if control.generation is None:
+        return asked and asked.model_copy(update={"max_rows": None})
+    try:
+        return GenerationParams.model_validate({**control.generation, "max_rows": None})
+    except ValidationError as error:
+        raise UserError(
+            f"{CONTROL_FILE}: generation: {error.errors()[0]['msg']}. Expected the keys of evaluate.generation."
+        ) from error
 
 
 def expected(task: TaskType, texts: list[str]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from tunewright.task import TaskType, load_task
 
 MANIFEST = "MANIFEST.json"
 KEY = b"tunewright.score"
+NOT_ANSWERED = "(abstained)"
 ROWS_AT_ONCE = 2048
 CHARACTERS_AT_ONCE = 1 << 22
 REJECTED = ("file", "line", "reason", "detail", "record")
@@ -51,7 +52,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Scored:
-    """What came of it. `predicted`: rows by label, where each has one."""
+    """What came of it. `predicted`: rows by label, where each has one; by NOT_ANSWERED where the model abstains."""
 
     output: Path
     unchanged: bool
@@ -218,7 +219,7 @@ def _write(wish: Wish, params: Params, task: TaskType, folder: Path, source: Any
                 count += table.num_rows
                 if task.label_kind == "one":
                     for found in pc.value_counts(table["predicted"]).to_pylist():
-                        predicted[found["values"]] += found["counts"]
+                        predicted[found["values"] or NOT_ANSWERED] += found["counts"]
         rejected.flush()
     if writer is None:
         reasons = ", ".join(f"{reason} {number}" for reason, number in rows.rejected.most_common())

@@ -1,12 +1,14 @@
 """Export the tuned model: safetensors and ONNX, each proven in a fresh process before it replaces the last export.
 
 Reads   paths.tuned_model   the model to export
+        paths.control       control.json, which goes with it
         paths.model_passed  the model gate's pass: nothing is exported that it has not passed
         paths.tokens        test rows to compare logits on
         paths.threshold_policy  carried beside the model where there is one
         paths.card          the model card and the data sheet, which go with it
-Writes  paths.export        what plain Transformers opens, model.onnx, README.md, DATA_SHEET.md, card.json, and
-                            MANIFEST.json: SHA-256 and size of each file; for a model that writes text a
+Writes  paths.export        what plain Transformers opens, model.onnx, README.md, DATA_SHEET.md, card.json,
+                            control.json, whose figures stand in config.json too, and MANIFEST.json: SHA-256 and
+                            size of each file; for a model that writes text a
                             generation_config.json as it was evaluated
 Report  paths.reports/export.json: the files, and how far each form's logits are from the tuned model's
 """
@@ -23,6 +25,7 @@ from pydantic import BaseModel, Field
 
 from tunewright.batches import sorted_batches
 from tunewright.compute import open_tuned, read_tokens
+from tunewright.control import CONTROL_FILE, Control, has_probabilities, read_control
 from tunewright.errors import UserError
 from tunewright.files import atomic_folder, read_json, sha256_file, sha256_tree, write_json
 from tunewright.gates import require_pass
@@ -58,6 +61,7 @@ class ExportParams(Section):
 
 class ExportPaths(Paths):
     tuned_model: Dep
+    control: Dep
     model_passed: Dep
     tokens: Dep
     card: Dep
@@ -93,12 +97,13 @@ def run(
     """Export, compare, and only then replace the last export.
 
     Raises
-        GateClosed  when the model gate has not passed this very model.
+        GateClosed  when the model gate has not passed this very model with this very control.
         UserError   when ONNX is asked for of a kind of model that has none here, or when an exported form's logits
                     differ from the tuned model's by more than parity_atol.
     """
     model_sha256 = sha256_tree(paths.tuned_model)
     require_pass(paths.model_passed, "model", model_sha256)
+    require_pass(paths.model_passed, "control", sha256_file(paths.control))
 
     import torch
 
@@ -115,6 +120,9 @@ def run(
             shutil.copyfile(paths.threshold_policy, folder / paths.threshold_policy.name)
         shutil.copytree(paths.tuned_model, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
         shutil.copytree(paths.card, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
+        shutil.copyfile(paths.control, folder / CONTROL_FILE)
+        if has_probabilities(task):
+            _tell_in_config(read_control(paths.control), folder / "config.json")
         if task.generates:
             _write_generation_config(model, task, evaluate.generation or GenerationParams(), folder)
         asked = Path(scratch) / "batches.npz"
@@ -146,6 +154,14 @@ def run(
         manifest = report.model_dump(mode="json", include={"files", "model_sha256", "opset_version"})
         write_json(folder / MANIFEST, manifest | {"passed": read_json(paths.model_passed)})
     return report
+
+
+def _tell_in_config(control: Control, path: Path) -> None:
+    """What whoever opens the model with Transformers alone finds as `model.config.calibration_temperature` and
+    `model.config.abstain_below`: the logits themselves are the model's own. An adapter alone has no config.json."""
+    if path.is_file():
+        told = {"calibration_temperature": control.temperature, "abstain_below": control.abstain_below}
+        write_json(path, read_json(path) | told)
 
 
 def _write_generation_config(model: Any, task: TaskType, generation: GenerationParams, folder: Path) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -27,9 +27,10 @@ from tunewright import gguf_models
 from tunewright.base_models import AUTO, check_pinned, is_hub_id, local_model
 from tunewright.errors import Unreachable, UserError
 from tunewright.files import atomic_folder, read_json, sha256_tree
+from tunewright.gates import license_fault
 from tunewright.params import Section
 from tunewright.report import Report
-from tunewright.stage import Dep, Out, Paths, run_stage
+from tunewright.stage import Dep, Key, Out, Paths, run_stage
 
 # What a model consists of. Weights are safetensors alone: any other form may run code when it is opened.
 WANTED = (
@@ -122,15 +123,28 @@ def run(paths: FetchModelPaths) -> FetchModelReport:
         )
 
 
-def check(paths: FetchModelPaths, params: FetchModelParams) -> list[str]:
-    """What can be seen wrong before anything runs (`tunewright check`): a package or a folder that is not there."""
+def check(
+    paths: FetchModelPaths,
+    params: FetchModelParams,
+    allowed: Annotated[list[str] | None, Key("gate_data.allowed_licenses")],
+) -> list[str]:
+    """What can be seen wrong before anything runs (`tunewright check`): a package or a folder that is not there, a
+    licence that gate_data will not let through. Of a model on the Hub it is what params state; its card may say
+    otherwise."""
+    name, found = params.model_name_or_path, params.license
+    if name is None or name == AUTO:
+        return []
     try:
-        name = params.model_name_or_path
-        if name is not None and name != AUTO and not is_hub_id(name):
-            local_model(name, paths.model_source)
+        if not is_hub_id(name):
+            found = _license(name, local_model(name, paths.model_source), params.license)
     except UserError as error:
         return [str(error)]
-    return []
+    fault = license_fault(found, allowed) if allowed is not None and found is not None else None
+    if fault is None:
+        return []
+    return [
+        f"fetch_model.model_name_or_path: {name}: {fault}; gate_data.allowed_licenses has {', '.join(allowed or ())}."
+    ]
 
 
 def _copy(source: Path, staging: Path) -> None:

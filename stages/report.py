@@ -1,6 +1,7 @@
 """One self-contained page on the tuned model, the verdict first. Made whether or not the gate will open.
 
 Reads   paths.reports/STAGE.json of every stage before it but gate_data
+        paths.control      by which the quoted rows' probabilities are read
         paths.predictions  and paths.prepared, for the rows that are quoted and each source's rows
         paths.explain_page the page that it links to
 Writes  paths.report_page  HTML with its style and pictures inside: no script, nothing fetched from anywhere
@@ -22,6 +23,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from tunewright import charts
+from tunewright.control import ABSTAINED, controlled, read_control
 from tunewright.files import read_json, read_parquet, write_text
 from tunewright.params import Section
 from tunewright.privacy import mask
@@ -35,6 +37,7 @@ SECTIONS = {
     "training": "Training",
     "pictures": "Pictures",
     "metrics": "Metrics",
+    "control": "Control",
     "slices": "Slices",
     "examples": "Examples",
     "explain": "Words that count",
@@ -105,10 +108,12 @@ class ReportPaths(Paths):
     baseline_report: Dep
     evaluate_base_report: Dep
     evaluate_report: Dep
+    control_report: Dep
     audit_model_report: Dep
     explain_report: Dep
     threshold_policy_report: Dep
     verdict_report: Dep
+    control: Dep
     predictions: Dep
     prepared: Dep
     explain_page: Dep
@@ -132,6 +137,7 @@ def run(
     split: Annotated[Any, Key("prepare")],
     training: Annotated[Any, Key("finetune")],
     confidence_level: Annotated[float, Key("evaluate.confidence_level")],
+    allowed_licenses: Annotated[list[str] | None, Key("gate_data.allowed_licenses")],
 ) -> ReportReport:
     """Write the page."""
     reports = {field.removesuffix("_report"): read_json(path) for field, path in paths if field.endswith("_report")}
@@ -163,6 +169,7 @@ def run(
         set_params=set_params,
         packages=_versions(),
         confidence_level=confidence_level,
+        allowed_licenses=allowed_licenses,
     )
     write_text(paths.report_page, page)
     return ReportReport(
@@ -245,6 +252,7 @@ def _pictures(reports: Mapping[str, Any], steps: list[charts.RowStep], task: Tas
         pictures["learning_rates"] = charts.learning_rates(found["rungs"], found["learning_rate"])
         if found["range_test"]:
             pictures["range_test"] = charts.range_test(found["range_test"], found["learning_rate"])
+    pictures |= _control_pictures(reports["control"])
     if labels:
         shares = {split: prepare["splits"][split]["label_shares"] for split in SPLITS}
         pictures["labels"] = charts.label_shares(shares, labels)
@@ -271,6 +279,19 @@ def _pictures(reports: Mapping[str, Any], steps: list[charts.RowStep], task: Tas
     return pictures | charts.fairness_pictures(reports["audit_model"]) | charts.drift_pictures(reports["drift"])
 
 
+def _control_pictures(control: Mapping[str, Any]) -> dict[str, str]:
+    """How honest the probabilities are once they are tempered, and what abstaining buys; none without them."""
+    pictures: dict[str, str] = {}
+    if control["applies"] and control["calibration"]["reliability_after"]:
+        after, title = control["calibration"]["reliability_after"], "Reliability on test after the temperature"
+        pictures["calibrated"] = charts.reliability(after, title)
+    if control["curve"]:
+        answered = control["abstention"]["splits"]["test"] if control["abstention"] else None
+        here = (answered["coverage"]["value"], answered["risk"]["value"]) if answered and answered["risk"] else None
+        pictures["coverage_risk"] = charts.coverage_risk(control["curve"], here)
+    return pictures
+
+
 def _compared(reports: Mapping[str, Any], metric: str) -> list[tuple[str, float, float, float]]:
     """The deciding metric on test: simple answers, the baseline, the untouched base model, the tuned one."""
     references = reports["baseline"]["details"].get("references", {})
@@ -291,6 +312,7 @@ def _examples(
     predictions = read_parquet(paths.predictions)
     # By a mask: an expression would import pandas, half a second.
     predictions = predictions.filter(pc.equal(predictions["split"], "test"))
+    predictions = controlled(predictions, task, read_control(paths.control))
     chosen = task.examples(predictions, count)
     if not chosen:
         return None
@@ -314,13 +336,20 @@ def _examples(
         [
             ("text", quoted(texts[row["row_id"]])),
             *((kind, quoted(row[name])) for name in answers),
-            ("n", f"{row['probability_' + row['predicted']] if sure else score:.4f}".replace("-", "−")),
+            (
+                "n",
+                f"{row['probability_' + row['predicted']] if sure else score:.4f}{_abstained(row)}".replace("-", "−"),
+            ),
             ("code", masked(row["row_id"])),
         ]
         for row, score in zip(found, scores, strict=True)
     ]
     measure = "Probability" if sure else task.score_name.capitalize()
     return {"headers": [source, *answers.values(), measure, "Row"], "rows": rows}
+
+
+def _abstained(row: Mapping[str, Any]) -> str:
+    return " (abstained)" if row.get(ABSTAINED) else ""
 
 
 def _flipped(found: Mapping[str, Any], count: int) -> dict[str, list[dict[str, Any]]]:

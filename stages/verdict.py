@@ -38,9 +38,11 @@ class VerdictPaths(Paths):
     mitigate_report: Dep
     drift_report: Dep
     check_leaks_report: Dep
+    fetch_model_report: Dep
     baseline_report: Dep
     evaluate_base_report: Dep
     evaluate_report: Dep
+    control_report: Dep
     audit_model_report: Dep
     explain_report: Dep
 
@@ -83,7 +85,10 @@ def run(paths: VerdictPaths, params: VerdictParams, limits: Annotated[Any, Key("
         require_assessed=limits.require_assessed,
         findings=findings,
         counts={verdict: counted[verdict] for verdict in get_args(Verdict)},
-        judged={"model": evaluate["model_sha256"]},
+        judged={
+            "model": evaluate["model_sha256"],
+            "control": read_json(paths.control_report)["control_sha256"],
+        },
     )
 
 

@@ -149,7 +149,7 @@ def confusion_matrix(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> 
         return _svg(axes, "Confusion matrix on test", told if size <= MAX_LABELS_WITH_NUMBERS else "")
 
 
-def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
+def reliability(bins: Sequence[Mapping[str, Any]], title: str = "Reliability on test") -> str:
     """Accuracy against confidence by bin; a dot's area grows with its rows, on the diagonal the model is honest."""
     filled = [found for found in bins if found["rows"]]
     most = max((found["rows"] for found in filled), default=1)
@@ -168,7 +168,23 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
             f"confidence {found['confidence']:.3f}, accuracy {found['accuracy']:.3f}, {found['rows']} rows"
             for found in filled
         )
-        return _svg(axes, "Reliability on test", told)
+        return _svg(axes, title, told)
+
+
+def coverage_risk(points: Sequence[Sequence[float]], here: tuple[float, float] | None) -> str:
+    """The share of wrong answers over the share of rows that are answered, the surest first; a dot where the model's
+    threshold lies.   points: of (threshold, coverage, risk, …), the coverage growing.   here: coverage and risk."""
+    coverage, risk = [point[1] for point in points], [point[2] for point in points]
+    with _drawing(3.4) as axes:
+        axes.plot(coverage, risk, color=FIRST)
+        told = f"risk {risk[-1]:.3f} with every row answered"
+        if here is not None:
+            axes.scatter(*here, s=50, color=SECOND, linewidth=0, zorder=3, label="where the model abstains")
+            told += f", {here[1]:.3f} with {here[0]:.1%} answered"
+            _legend(axes, 1)
+        axes.set(xlim=(0, 1.02), xlabel="share of rows answered", ylabel="share of these that are wrong")
+        axes.set_ylim(bottom=0)
+        return _svg(axes, "Risk against coverage on test", told)
 
 
 def token_lengths(edges: Sequence[int], counts: Sequence[int], max_length: int, truncation_rate: float) -> str:

@@ -106,10 +106,14 @@ def withheld(predictions: pa.Table) -> pa.Table:
 
 def tempered(predictions: pa.Table, task: TaskType, temperature: float) -> tuple[np.ndarray, np.ndarray]:
     """Logits over the temperature, and the probabilities of these: (N, L) of float64 each."""
-    from tunewright.label_metrics import sigmoid, softmax
+    import numpy as np
 
     logits = logits_of(predictions, task) / temperature
-    return logits, (softmax if task.label_kind == "one" else sigmoid)(logits)
+    # By NumPy alone: with scipy the export would depend on the pins of the data.
+    if task.label_kind == "one":
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return logits, powers / powers.sum(axis=1, keepdims=True)
+    return logits, np.exp(-np.logaddexp(0.0, -logits))
 
 
 def logits_of(predictions: pa.Table, task: TaskType) -> np.ndarray:

@@ -19,9 +19,9 @@ from tunewright.files import read_json, write_json
 
 Verdict = Literal["pass", "warn", "fail", "insufficient", "not_assessed"]
 
-DATA_STAGES = ("ingest", "validate", "prepare", "audit_data", "mitigate", "drift", "check_leaks")
-"""The stages whose reports say whether the data can be trained on."""
-MODEL_STAGES = ("audit_model", "explain")
+DATA_STAGES = ("ingest", "validate", "prepare", "audit_data", "mitigate", "drift", "check_leaks", "fetch_model")
+"""The stages whose reports say whether the data can be trained on; of the base model its licence."""
+MODEL_STAGES = ("control", "audit_model", "explain")
 """The stages beside `evaluate` whose `findings` say whether the model may leave. `verdict` reads the reports of all."""
 
 
@@ -89,6 +89,7 @@ def data_findings(limits: Any, reports: Mapping[str, Any]) -> list[Finding]:
                 expected=f"every label, its share at most {limits.max_label_share_gap} from the whole",
             )
         )
+    findings += _license_findings(limits.allowed_licenses, reports)
     # What a mitigation has mended is judged as it is after it: in the place of these.
     replaced = [Finding.model_validate(found) for found in reports["mitigate"].get("replaced", [])]
     for stage in DATA_STAGES:
@@ -105,6 +106,32 @@ def model_reports(paths: Any) -> dict[str, Any]:
 def stage_findings(stages: Sequence[str], reports: Mapping[str, Any]) -> list[Finding]:
     """What these stages found themselves, in their order.   reports: by stage."""
     return [Finding.model_validate(found) for stage in stages for found in reports[stage].get("findings", [])]
+
+
+def license_fault(found: str | None, allowed: Sequence[str]) -> str | None:
+    """Why a licence is not among those allowed; None where it is. Names are compared without regard to case."""
+    if found is None:
+        return "no licence is stated"
+    return None if found.strip().casefold() in {name.strip().casefold() for name in allowed} else found
+
+
+def _license_findings(allowed: Sequence[str] | None, reports: Mapping[str, Any]) -> list[Finding]:
+    """The licence of every source and of the base model; none where params do not ask."""
+    if allowed is None:
+        return []
+    licenses = {f"source {source['name']}": source["license"] for source in reports["ingest"]["sources"]}
+    base = reports["fetch_model"]
+    if base["applies"]:
+        licenses[f"base model {base['model_name_or_path']}"] = base["license"]
+    return [
+        Finding(
+            rule="gate_data.allowed_licenses",
+            verdict="fail" if license_fault(found, allowed) else "pass",
+            found=f"{what}: {license_fault(found, allowed) or found}",
+            expected=f"one of {', '.join(allowed)}",
+        )
+        for what, found in licenses.items()
+    ]
 
 
 def open_gate(pass_file: Path, findings: Sequence[Finding], require_assessed: bool, judged: Mapping[str, str]) -> None:

@@ -103,6 +103,8 @@ class PathsParams(Section):
     base_predictions: ProjectPath
     predictions: ProjectPath
     evaluate_plots: ProjectPath
+    control: ProjectPath = Field(description="control.json: the temperature, when to abstain, how it may write")
+    control_plots: ProjectPath
     audit_model_plots: ProjectPath
     explain_page: ProjectPath
     explain_plots: ProjectPath

@@ -38,6 +38,7 @@ ORDER = [
     "baseline",
     "evaluate_base",
     "evaluate",
+    "control",
     "audit_model",
     "explain",
     "threshold_policy",
@@ -49,7 +50,7 @@ ORDER = [
 ]
 STAGES = set(ORDER)
 FROM_VERDICT = {"verdict", "report", "card", "gate_model", "export"}
-FROM_FINETUNE = {"finetune", "evaluate", "audit_model", "explain", "threshold_policy", *FROM_VERDICT}
+FROM_FINETUNE = {"finetune", "evaluate", "control", "audit_model", "explain", "threshold_policy", *FROM_VERDICT}
 FROM_TOKENIZE = {"tokenize", "features", "find_lr", "evaluate_base", *FROM_FINETUNE}
 FROM_PREPARE = STAGES - {"fetch_data", "ingest", "validate", "choose_model", "fetch_model"}
 

@@ -12,6 +12,7 @@ from typing import ClassVar
 import pytest
 
 from stages.export import ExportParams, ExportPaths, _check, run
+from tunewright.control import Control
 from tunewright.errors import GateClosed, UserError
 from tunewright.files import sha256_file, sha256_tree, write_json
 from tunewright.generation import GenerationParams
@@ -78,7 +79,9 @@ def project(tuned: Path, folder: Path, **more: list[list[int]]) -> ExportPaths:
     with pa.OSFile(str(folder / "tokens/test.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as out:
         out.write_table(table)
     shutil.copytree(tuned, folder / "tuned")
-    write_json(folder / "model.passed", {"model": sha256_tree(folder / "tuned")})
+    write_json(folder / "control.json", Control(temperature=1.25, abstain_below=0.5).model_dump(mode="json"))
+    passed = {"model": sha256_tree(folder / "tuned"), "control": sha256_file(folder / "control.json")}
+    write_json(folder / "model.passed", passed)
     (folder / "card").mkdir()
     for name in CARD:
         (folder / "card" / name).write_text(f"{name} of the card\n")
@@ -86,6 +89,7 @@ def project(tuned: Path, folder: Path, **more: list[list[int]]) -> ExportPaths:
     return ExportPaths(
         threshold_policy=folder / "threshold_policy.json",
         tuned_model=folder / "tuned",
+        control=folder / "control.json",
         model_passed=folder / "model.passed",
         tokens=folder / "tokens",
         card=folder / "card",
@@ -119,7 +123,8 @@ def test_the_manifest_names_every_file_by_its_bytes(exported):
     for name, entry in manifest["files"].items():
         assert entry == {"sha256": sha256_file(paths.export / name), "size": (paths.export / name).stat().st_size}
     assert manifest["model_sha256"] == sha256_tree(paths.tuned_model)
-    assert manifest["passed"] == {"model": sha256_tree(paths.tuned_model)}
+    passed = {"model": sha256_tree(paths.tuned_model), "control": sha256_file(paths.control)}
+    assert manifest["passed"] == passed and manifest["files"]["control.json"]["sha256"] == passed["control"]
     assert manifest["opset_version"] == 18
     assert manifest["files"] == report["files"]
 
@@ -132,6 +137,21 @@ def test_plain_transformers_opens_it_with_real_label_names(exported):
     answers = classify("A finer film", top_k=None)
     assert {answer["label"] for answer in answers} == set(LABELS)
     assert sum(answer["score"] for answer in answers) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_its_control_stands_in_its_config_too(exported):
+    from transformers import AutoModelForSequenceClassification
+
+    paths, _ = exported
+    config = AutoModelForSequenceClassification.from_pretrained(paths.export).config
+    assert (config.calibration_temperature, config.abstain_below) == (1.25, 0.5)
+
+
+def test_a_control_that_the_gate_did_not_judge_is_not_exported(tuned, tmp_path):
+    paths = project(tuned, tmp_path)
+    write_json(paths.control, Control(temperature=9.0).model_dump(mode="json"))
+    with pytest.raises(GateClosed, match="passed another control"):
+        run(paths, PARAMS, TASK, num_threads=1, evaluate=EVALUATE)
 
 
 def test_onnx_takes_any_batch_and_length_and_names_them(exported):

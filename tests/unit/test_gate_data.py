@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from stages.gate_data import GateDataParams, GateDataPaths, GateDataReport, run
+from stages.gate_data import GateDataParams, GateDataPaths, GateDataReport, check, run
 from tunewright.errors import GateClosed, UserError
 from tunewright.files import sha256_tree
 
+BASE = {"applies": True, "model_name_or_path": "package:base/model", "license": "apache-2.0"}
 SPLIT = {"rows": 10, "label_counts": {"neg": 5, "pos": 5}, "label_shares": {"neg": 0.5, "pos": 0.5}}
 
 
-def judge(folder: Path, require_assessed: bool = False, **changes: Any) -> GateDataReport:
+def judge(
+    folder: Path, require_assessed: bool = False, allowed: list[str] | None = None, **changes: Any
+) -> GateDataReport:
     """Reports of 100 raw rows, 80 of them kept, one split; `changes` replace single values."""
     contract = {"name": "rows", "success": changes.get("success", True), "found": "100", "expected": "at least 1"}
     assessed = {"rule": "audit_data.x", "verdict": changes.get("verdict", "pass"), "found": "f", "expected": "e"}
     reports: dict[str, Any] = {
-        "ingest": {"rows": {"rows_in": 100, "rows_kept": 90}},
+        "ingest": {
+            "rows": {"rows_in": 100, "rows_kept": 90},
+            "sources": [{"name": "reviews", "license": "MIT"}, {"name": "tweets", "license": "CC-BY-4.0"}],
+        },
+        "fetch_model": changes.get("base", BASE),
         "validate": {"expectations": [contract]},
         "prepare": {
             "rows": {"rows_in": 90, "rows_kept": changes.get("kept", 80)},
@@ -43,7 +51,12 @@ def judge(folder: Path, require_assessed: bool = False, **changes: Any) -> GateD
         data_passed=folder / "data.passed",
         **{f"{stage}_report": folder / f"{stage}.json" for stage in reports},
     )
-    limits = GateDataParams(max_dropped_fraction=0.2, max_label_share_gap=0.05, require_assessed=require_assessed)
+    limits = GateDataParams(
+        max_dropped_fraction=0.2,
+        max_label_share_gap=0.05,
+        require_assessed=require_assessed,
+        allowed_licenses=allowed,
+    )
     return run(paths, limits)
 
 
@@ -119,3 +132,42 @@ def test_a_missing_report_is_named(tmp_path: Path) -> None:
     limits = GateDataParams(max_dropped_fraction=0.2, max_label_share_gap=0.05, require_assessed=False)
     with pytest.raises(UserError, match=r"none\.json: not found"):
         run(paths, limits)
+
+
+def test_every_licence_is_among_those_allowed_in_any_case(tmp_path: Path) -> None:
+    findings = judge(tmp_path, allowed=["mit", "Apache-2.0", "cc-by-4.0"]).findings
+    found = [finding.found for finding in findings if finding.rule == "gate_data.allowed_licenses"]
+    assert found == ["source reviews: MIT", "source tweets: CC-BY-4.0", "base model package:base/model: apache-2.0"]
+    assert {finding.verdict for finding in findings} == {"pass"}
+
+
+@pytest.mark.parametrize(
+    ("allowed", "base", "named"),
+    [
+        (["MIT", "apache-2.0"], BASE, "source tweets: CC-BY-4.0; expected one of MIT, apache-2.0"),
+        (["MIT", "CC-BY-4.0"], BASE, "base model package:base/model: apache-2.0"),
+        (["MIT", "CC-BY-4.0"], {**BASE, "license": None}, "base model package:base/model: no licence is stated"),
+        (["MIT", "CC-BY-4.0"], {**BASE, "license": "unknown"}, "base model package:base/model: unknown"),
+    ],
+)
+def test_a_licence_that_is_not_allowed_closes_it(
+    tmp_path: Path, allowed: list[str], base: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(GateClosed) as caught:
+        judge(tmp_path, allowed=allowed, base=base)
+    assert "closed by 1 rule" in str(caught.value) and named in str(caught.value)
+
+
+def test_a_model_from_scratch_has_no_licence_of_its_own(tmp_path: Path) -> None:
+    base = {"applies": False, "model_name_or_path": None, "license": None}
+    assert judge(tmp_path, allowed=["MIT", "CC-BY-4.0"], base=base).open
+
+
+def test_check_names_a_source_whose_licence_is_not_allowed() -> None:
+    sources = [SimpleNamespace(name="reviews", license="MIT"), SimpleNamespace(name="tweets", license="unknown")]
+    limits = GateDataParams(
+        max_dropped_fraction=0.2, max_label_share_gap=0.05, require_assessed=False, allowed_licenses=["mit"]
+    )
+    (fault,) = check(limits, sources)
+    assert fault.startswith("ingest.sources: tweets: unknown; gate_data.allowed_licenses has mit.")
+    assert check(limits.model_copy(update={"allowed_licenses": None}), sources) == []

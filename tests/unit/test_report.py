@@ -13,6 +13,7 @@ from stages.audit_data import AuditDataReport
 from stages.audit_model import AttributeReport, AuditModelReport
 from stages.baseline import BaselineReport
 from stages.check_leaks import CheckLeaksReport
+from stages.control import ControlReport
 from stages.drift import DriftReport
 from stages.evaluate import EvaluateReport
 from stages.evaluate_base import EvaluateBaseReport
@@ -256,6 +257,20 @@ def reports(
             mean_score=0.875,
             slices=[{"column": "length", "slice": "0 to 50", "rows": 20, "score": ACCURACY, "insufficient": True}],
         ),
+        "control": ControlReport(
+            control={"temperature": 1.5},
+            control_sha256="c" * 64,
+            calibration={
+                "fitted": True,
+                "temperature": 1.5,
+                "validation_rows": 70,
+                "metrics": {"loss": {"before": estimate(0.4), "after": estimate(0.35), "change": estimate(-0.05)}},
+                "reliability_before": [],
+                "reliability_after": [{"low": 0.5, "high": 1.0, "rows": 100, "confidence": 0.9, "accuracy": 0.88}],
+            },
+            curve=[(0.9, 0.5, 0.1, 50, 5), (0.6, 1.0, 0.2, 100, 20)],
+            area_under_curve=estimate(0.12),
+        ),
         "audit_model": AuditModelReport(
             applies=False,
             favourable_label=None,
@@ -346,6 +361,7 @@ def write_run(
         f"probability_{high}": [1 - value for value in probabilities],
     }
     write_parquet(pa.table(predictions), folder / "predictions.parquet")
+    write_json(folder / "models/control.json", {"temperature": 1.5})
     rows = {"row_id": ["r3", "r2", "r1", "r0"], "text": [text, "Second surest.", "Third surest.", "Right."]}
     for split, size in {"train": 680, "validation": 70, "test": 100}.items():
         table = {name: [*(values if split == "test" else [])] for name, values in rows.items()}
@@ -363,6 +379,7 @@ def draw(
     """Make the page of what `write_run` has written."""
     given = {name: folder / f"{name.removesuffix('_report')}.json" for name in ReportPaths.model_fields}
     given |= {
+        "control": folder / "models/control.json",
         "predictions": folder / "predictions.parquet",
         "prepared": folder / "prepared",
         "explain_page": folder / "pages/explain.html",
@@ -380,6 +397,7 @@ def draw(
         split=split,
         training=training,
         confidence_level=0.95,
+        allowed_licenses=None,
     )
 
 
@@ -482,6 +500,21 @@ def test_the_gap_and_the_warnings_of_training_stand_on_the_page(tmp_path):
     assert "best step200.10000.45000.3500" in page.rows
     assert "endno loss was logged in so short a training" in page.rows
     assert "warning</span> <span>the kept weights know the rows &lt;by heart&gt;</span>" in page.html
+
+
+def test_the_control_stands_on_the_page(tmp_path):
+    page = make_changed_page(tmp_path)
+    assert "divided by the temperature 1.5000" in page.html and "The model never abstains." in page.html
+    row = "loss less is better0.4000 [0.3800, 0.4200]0.3500 [0.3300, 0.3700]−0.0500 [−0.0700, −0.0300]"
+    assert row in page.rows
+    assert (
+        "confidence 0.900, accuracy 0.880, 100 rows" in page.html and "risk 0.200 with every row answered" in page.html
+    )
+    assert "licences are not assessed" in page.html
+    off = {"applies": False, "calibration": None, "curve": [], "area_under_curve": None}
+    off["control"] = {"temperature": 1.0, "abstain_below": None, "generation": {"choices": ["yes", "no"]}}
+    page = make_changed_page(tmp_path / "off", control=off)
+    assert "This job has no class probabilities" in page.html and "[&#34;yes&#34;, &#34;no&#34;]" in page.html
 
 
 class Writing(TaskType):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,8 @@ from flows.which_model import told
 from tests.conftest import REPOSITORY
 from tests.exported import export
 from tunewright.errors import UserError
-from tunewright.files import read_parquet, sha256_file
+from tunewright.files import read_parquet, sha256_file, write_json
+from tunewright.generation import GenerationParams
 from tunewright.params import load_params
 
 TAGS = ["O", "B-place", "I-place"]
@@ -84,6 +86,29 @@ def test_a_classifier_scores_texts_without_labels(project: Any, tiny_model: Path
     (expected,) = pipeline("text-classification", "models/export")("A fine film.")
     assert expected["label"] == first["predicted"]
     assert expected["score"] == pytest.approx(first[f"probability_{first['predicted']}"], abs=1e-5)
+
+
+def test_the_control_of_the_export_is_honoured(project: Any, tiny_model: Path) -> None:
+    params = project(tiny_model)
+    Path("new.csv").write_text("id,text\na,A fine film.\nb,Dull & long\n")
+    scored(params)
+    plain = rows_of()
+    logits = [[row["logit_negative"] / 4, row["logit_positive"] / 4] for row in plain]
+    sure = [max(math.exp(one), math.exp(two)) / (math.exp(one) + math.exp(two)) for one, two in logits]
+    below = sum(sure) / 2
+    write_json(Path("models/export/control.json"), {"temperature": 4.0, "abstain_below": below})
+    manifest = json.loads(Path("models/export/MANIFEST.json").read_text())
+    control = Path("models/export/control.json")
+    manifest["files"]["control.json"] = {"sha256": sha256_file(control), "size": control.stat().st_size}
+    write_json(Path("models/export/MANIFEST.json"), manifest)
+    found = scored(params)
+    rows = rows_of()
+    for row, before, confidence in zip(rows, plain, sure, strict=True):
+        assert max(row["probability_negative"], row["probability_positive"]) == pytest.approx(confidence, abs=1e-6)
+        assert row["abstained"] == (confidence < below)
+        assert row["predicted"] == (None if row["abstained"] else before["predicted"])
+    assert sorted(row["abstained"] for row in rows) == [False, True]
+    assert found.predicted["(abstained)"] == 1 and "(abstained) 1" in " ".join(told(found, "models/export"))
 
 
 def test_the_same_input_is_scored_once_and_any_other_anew(project: Any, tiny_model: Path) -> None:
@@ -246,6 +271,22 @@ def test_a_decoder_answers_an_instruction(project: Any, tiny_decoder: Path) -> N
     assert (found.rows, found.rejected) == (2, {"not_scorable": 1})
     assert all(isinstance(row["predicted"], str) for row in rows)  # max_rows is of the evaluation
     assert "special tokens" in rows_of("out/scores.rejected.parquet")[0]["detail"]
+
+
+def test_a_closed_set_of_answers_travels_with_the_export(project: Any, tiny_decoder: Path) -> None:
+    task = {"type": "instruction", "prompt_template": "Rate: {text}"}
+    params = project(tiny_decoder, task, source={"target_column": "answer"})  # which says nothing of answers
+    write_json(Path("models/export/control.json"), {"generation": {"choices": ["good", "bad"], "max_rows": 1}})
+    Path("new.csv").write_text("id,text\na,A fine film.\nb,Dull\n")
+    scored(params)
+    assert all(row["predicted"] in ("good", "bad") for row in rows_of())
+    # What it was evaluated with is kept to, also where params ask for something else by now.
+    evaluate = params.evaluate.model_copy(update={"generation": GenerationParams(max_new_tokens=2)})
+    scored(params.model_copy(update={"evaluate": evaluate}), output=Path("out/again.parquet"))
+    assert rows_of("out/again.parquet") == rows_of()
+    write_json(Path("models/export/control.json"), {"generation": {"choises": ["good"]}})
+    with pytest.raises(UserError, match=r"control\.json: generation: Extra inputs"):
+        scored(params, output=Path("out/third.parquet"))
 
 
 def test_the_next_answer_of_a_conversation(project: Any, tiny_llama: Path) -> None:

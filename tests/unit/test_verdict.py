@@ -20,6 +20,7 @@ PARAMS = VerdictParams(
     min_metrics={"accuracy": 0.84, "macro_f1": 0.84}, max_metrics={"ece": 0.1}, min_margin_over_baseline=0.0
 )
 MODEL = "5" * 64
+CONTROL = "c" * 64
 
 
 def estimate(value: float, half: float = 0.01) -> dict[str, float]:
@@ -44,6 +45,7 @@ def reports() -> dict[str, Any]:
         "drift": {"findings": [{"rule": "drift.psi_fail", "verdict": "pass", "found": "0.01", "expected": "0.1"}]},
         "check_leaks": {"findings": []},
         "audit_model": {"findings": []},
+        "fetch_model": {"applies": True, "model_name_or_path": "package:base/model", "license": "apache-2.0"},
         "baseline": {"splits": {"test": {"metrics": {"accuracy": estimate(0.79)}}}},
         "evaluate_base": {"applies": False, "splits": {}},
         "evaluate": {
@@ -56,15 +58,38 @@ def reports() -> dict[str, Any]:
         "explain": {
             "findings": [{"rule": "explain: deletion", "verdict": "warn", "found": "area 0.0", "expected": "above 0"}]
         },
+        "control": {"control_sha256": CONTROL, "findings": []},
     }
 
 
-def judge(folder: Path, found: dict[str, Any], require_assessed: bool = False, **params: Any) -> VerdictReport:
+def judge(
+    folder: Path, found: dict[str, Any], require_assessed: bool = False, allowed: Any = None, **params: Any
+) -> VerdictReport:
     paths = VerdictPaths(**{f"{stage}_report": folder / f"{stage}.json" for stage in found})
     for stage, report in found.items():
         write_json(folder / f"{stage}.json", report)
-    limits = SimpleNamespace(max_dropped_fraction=0.2, max_label_share_gap=0.05, require_assessed=require_assessed)
+    limits = SimpleNamespace(
+        max_dropped_fraction=0.2,
+        max_label_share_gap=0.05,
+        require_assessed=require_assessed,
+        allowed_licenses=allowed,
+    )
     return verdict.run(paths, PARAMS.model_copy(update=params), limits)
+
+
+def test_what_a_stage_of_the_model_found_is_judged_too(tmp_path: Path) -> None:
+    found = reports()
+    rule = {"rule": "control.abstain.max_risk", "verdict": "fail", "found": "0.2", "expected": "0.1"}
+    found["control"]["findings"] = [rule]
+    report = judge(tmp_path, found)
+    assert not report.open and failed(report) == ["control.abstain.max_risk"]
+
+
+def test_a_licence_that_is_not_allowed_closes_the_gate_of_the_model_too(tmp_path: Path) -> None:
+    found = reports()
+    found["ingest"]["sources"] = [{"name": "reviews", "license": "MIT"}]
+    assert judge(tmp_path, found, allowed=["MIT", "Apache-2.0"]).open
+    assert failed(judge(tmp_path, found, allowed=["MIT"])) == ["gate_data.allowed_licenses"]
 
 
 def failed(report: VerdictReport) -> list[str]:
@@ -191,7 +216,7 @@ def test_an_open_gate_passes_this_model_and_no_other(tmp_path: Path) -> None:
     paths = gate(tmp_path, judge(tmp_path, reports()))
     report = gate_model.run(paths)
     assert report.open
-    assert report.judged == {"model": MODEL, "verdict": sha256_file(paths.verdict_report)}
+    assert report.judged == {"model": MODEL, "control": CONTROL, "verdict": sha256_file(paths.verdict_report)}
     assert read_json(paths.model_passed) == report.judged
     require_pass(paths.model_passed, "model", MODEL)
     with pytest.raises(GateClosed, match="passed another model"):
