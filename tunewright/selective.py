@@ -50,7 +50,8 @@ def fit_temperature(logits: np.ndarray, actual: np.ndarray, kind: Literal["one",
 
     end = math.log(MAX_TEMPERATURE)
     found = minimize_scalar(loss, bounds=(-end, end), method="bounded", options={"xatol": 1e-7})
-    return None if abs(found.x) > 0.999 * end else math.exp(found.x)
+    # Where every row is right the loss falls to its rounding long before the end.
+    return None if min(loss(-end), loss(end)) <= loss(found.x) + 1e-12 else math.exp(found.x)
 
 
 def curve(confidence: np.ndarray, wrong: np.ndarray) -> list[Point]:

@@ -267,7 +267,7 @@ def test_a_coverage_is_kept_on_validation(tmp_path: Path) -> None:
 
 
 def test_a_job_that_writes_keeps_how_it_writes(tmp_path: Path) -> None:
-    task = instruction.Task(instruction.TaskParams.model_validate({"type": "instruction"}))
+    task = instruction.Task(instruction.TaskParams.model_validate({"type": "instruction", "prompt_template": "{text}"}))
     how = GenerationParams(choices=["yes", "no"], max_rows=3)
     report = fit(paths(tmp_path, *VALIDATION, rows("test", 5, 1, 9.0)), task, how)
     assert not report.applies and report.control == Control(generation={"choices": ["yes", "no"], "max_rows": 3})
