@@ -128,6 +128,7 @@ def test_a_missing_report_is_named(tmp_path: Path) -> None:
         mitigate_report=tmp_path / "mitigate.json",
         drift_report=tmp_path / "drift.json",
         check_leaks_report=tmp_path / "check_leaks.json",
+        fetch_model_report=tmp_path / "fetch_model.json",
     )
     limits = GateDataParams(max_dropped_fraction=0.2, max_label_share_gap=0.05, require_assessed=False)
     with pytest.raises(UserError, match=r"none\.json: not found"):

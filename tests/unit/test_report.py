@@ -443,7 +443,7 @@ def test_the_figures_stand_on_the_page(tmp_path):
     assert "finetune.learning_rate" in html and "prepare.split.train" in html and "torch" in html
     assert report.sections == list(SECTIONS) and report.examples == 2
     assert report.pictures == [
-        "compared", "loss", "lengths", "funnel", "labels", "slices", "deletion", "leaks",
+        "compared", "loss", "lengths", "funnel", "calibrated", "coverage_risk", "labels", "slices", "deletion", "leaks",
         "drift_measures", "drift_labels", "drift_lengths", "drift_words",
         "Confusion matrix on test", "Reliability on test: confidence against accuracy",
     ]  # fmt: skip
@@ -813,7 +813,7 @@ def test_links_pictures_and_tables_can_be_found_by_everyone(tmp_path):
     ]
     assert targets and {target[1:] for target in targets if target} <= set(ids)
     pictures = [found for tag, found in page.tags if tag == "svg"]
-    assert len(pictures) == 14
+    assert len(pictures) == 16
     assert all(found["role"] == "img" and found["aria-label"] for found in pictures)
     headers = [found for tag, found in page.tags if tag == "th"]
     assert headers and all(found["scope"] in ("col", "row") for found in headers)

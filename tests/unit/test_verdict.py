@@ -100,7 +100,7 @@ def test_every_rule_holds(tmp_path: Path) -> None:
     report = judge(tmp_path, reports())
     assert report.open
     assert report.counts == {"pass": 8, "warn": 1, "fail": 0, "insufficient": 0, "not_assessed": 1}
-    assert report.judged == {"model": MODEL}
+    assert report.judged == {"model": MODEL, "control": CONTROL}
     by_rule = {finding.rule: finding for finding in report.findings}
     assert by_rule["verdict.min_metrics.accuracy"].found == "0.8700 [0.8600, 0.8800] on test"
     margin = by_rule["verdict.min_margin_over_baseline"]
