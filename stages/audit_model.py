@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from tunewright.control import ABSTAINED, Control, controlled
+from tunewright.control import ABSTAINED, Control, controlled, read_control
 from tunewright.counterfactual import MAX_EXAMPLES, WITHHELD, Flip, FlipResult, Swapper, flips, swapped_rows
 from tunewright.errors import UserError
 from tunewright.evaluation import check_finite
@@ -82,6 +82,7 @@ class AuditModelPaths(Paths):
     prepared: Dep
     predictions: Dep
     tuned_model: Dep
+    control: Dep
     lexicon: Dep
     audit_data_report: Dep
     audit_model_plots: Out
@@ -138,7 +139,7 @@ def run(
     before = read_test(paths.predictions, test)
     if before is None:
         raise UserError(f"{paths.predictions}: no predictions of test. Run `dvc repro evaluate`.")
-    control = Control()
+    control = read_control(paths.control)
     before = controlled(before, task, control)
     lexicon = read_lexicon(paths.lexicon, audit.identity_terms, audit.excluded_terms)
     masked = partial(mask, params=privacy)

@@ -112,6 +112,7 @@ def write(folder: Path, tuned: Path, texts: list[str]) -> AuditModelPaths:
         prepared=folder / "prepared",
         predictions=folder / "predictions.parquet",
         tuned_model=tuned,
+        control=folder / "control.json",  # none: the predictions as they are
         lexicon=Path(__file__).parents[2] / "data/lexicon.yaml",
         audit_data_report=folder / "audit_data.json",
         audit_model_plots=folder / "plots",
