@@ -3,6 +3,7 @@
 Reads   paths.prepared           test.parquet: the groups of its rows, by columns and by identity terms
         paths.predictions        of test, from evaluate
         paths.tuned_model        which predicts the texts with swapped terms
+        paths.control            what tempers its probabilities, and when it abstains
         paths.lexicon            identity terms, and which take each other's place
         paths.reports/audit_data.json  the reference groups, those of train
 Writes  paths.audit_model_plots  groups.csv for `dvc plots`: one row a group and rate
