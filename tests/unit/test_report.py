@@ -745,7 +745,7 @@ def test_fairness_of_the_model_stands_on_the_page(tmp_path):
     (flip,) = (row for row in page.rows if "bad → good" in row)
     assert f"He {ATTACK}" in flip and "(1,004 characters)" in flip and "0.250 → 0.750" in flip
     assert "<script" not in html
-    assert html.count("<svg") == 14 and "predicted “good”" in html
+    assert html.count("<svg") == 17 and "predicted “good”" in html
 
 
 def test_fairness_that_was_not_assessed_says_so(tmp_path):
