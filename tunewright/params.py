@@ -113,6 +113,7 @@ class PathsParams(Section):
     card: ProjectPath = Field(description="the folder of the model card and the data sheet")
     model_passed: ProjectPath
     export: ProjectPath
+    converted: ProjectPath
     reports: ProjectPath
 
 

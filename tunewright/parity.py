@@ -22,12 +22,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from tunewright.batches import sorted_batches
 from tunewright.compute import ADAPTER, BASE_MODEL
+from tunewright.errors import UserError
+from tunewright.task import TaskType
 
 if TYPE_CHECKING:
     import numpy as np
 
+    Batch = tuple[dict[str, np.ndarray], np.ndarray]
+
 Form = Literal["safetensors", "onnx"]
+BATCH_SIZE = 16
 MAX_LOGITS = 2**24
 """Of one batch: 64 MB."""
 
@@ -46,6 +52,45 @@ def compared_part(logits: np.ndarray) -> np.ndarray:
     steps, of which each is read from all that stand before it, so that they stay below MAX_LOGITS numbers."""
     step = -(-logits.size // MAX_LOGITS)
     return logits if logits.ndim < 3 or step == 1 else logits[:, ::step]
+
+
+def spread_over_lengths(table: Any, count: int) -> list[dict[str, Any]]:
+    """At most `count` rows at even steps from the shortest to the longest, both included: many shapes, no chance.
+
+    table: the tokens of test.
+
+    Raises
+        UserError  when there are none.
+    """
+    if table.num_rows == 0:
+        raise UserError("the test split has no row to compare logits on. Raise prepare.split.test.")
+    lengths = table.column("length").to_pylist()
+    order = sorted(range(table.num_rows), key=lambda row: lengths[row])
+    count = min(count, table.num_rows)
+    steps = [round(at * (table.num_rows - 1) / max(1, count - 1)) for at in range(count)]
+    rows: list[dict[str, Any]] = table.drop_columns(["row_id"]).take([order[at] for at in steps]).to_pylist()
+    return rows
+
+
+def compared_batches(
+    model: Any, task: TaskType, rows: list[dict[str, Any]], more: Sequence[list[dict[str, Any]]] = ()
+) -> list[Batch]:
+    """Inputs and logits of every shape to compare: all rows in one padded batch, the shortest and the longest row
+    alone, batches of like length, and then further batches as they are."""
+    import torch
+
+    count = len(rows)
+    like = sorted_batches([row["length"] for row in rows], BATCH_SIZE)
+    chosen = [[rows[at] for at in members] for members in [list(range(count)), [0], [count - 1], *like]]
+    batches: list[Batch] = []
+    for members in [*chosen, *more]:
+        inputs = task.collate(members, model.config.pad_token_id or 0)
+        if not model.config.is_encoder_decoder:  # whose decoder reads what it should have written so far
+            inputs.pop("labels")
+        with torch.inference_mode():
+            logits = model(**inputs).logits.numpy()
+        batches.append(({name: value.numpy() for name, value in inputs.items()}, compared_part(logits)))
+    return batches
 
 
 def write_batches(path: Path, batches: Sequence[tuple[Mapping[str, np.ndarray], np.ndarray]]) -> None:

@@ -49,6 +49,8 @@ FOR_MESSAGES = {
 }
 # They check what comes in or draw the page, which is left out of the promise of the same bytes.
 NO_SHAPE = {"jinja2", "matplotlib", "psutil", "pydantic", "ruamel"}
+# They pin environments of their own, for what the main one lacks.
+OTHER_ENVIRONMENTS = {"requirements/tensorflow.txt": {"tensorflow": "tensorflow-cpu"}, "requirements/litert.txt": {}}
 OURS = ("benchmarks", "flows", "stages", "tunewright")
 
 each_stage = pytest.mark.parametrize("stage", sorted(set(STAGES) & set(MODULES)))
@@ -357,8 +359,14 @@ def distributions() -> dict[str, list[str]]:
 
 
 def homes(package: str) -> set[str]:
-    """The requirements files that pin what `import package` loads; not installed here, it goes by its own name."""
-    return {file for name in distributions().get(package, [package]) for file in pinned().get(normal(name), ())}
+    """The requirements files that pin what `import package` loads; not installed here, it goes by its own name, or by
+    that which it has in another environment."""
+    here = distributions().get(package)
+    if here is not None:
+        found = {file for name in here for file in pinned().get(normal(name), ())}
+        return found - set(OTHER_ENVIRONMENTS)
+    names = {package, *(others[package] for others in OTHER_ENVIRONMENTS.values() if package in others)}
+    return {file for name in names for file in pinned().get(normal(name), ())}
 
 
 @pytest.mark.parametrize("top", [top for top in OURS if (ROOT / top).is_dir()])

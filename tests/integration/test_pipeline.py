@@ -47,9 +47,10 @@ ORDER = [
     "card",
     "gate_model",
     "export",
+    "convert",
 ]
 STAGES = set(ORDER)
-FROM_VERDICT = {"verdict", "report", "card", "gate_model", "export"}
+FROM_VERDICT = {"verdict", "report", "card", "gate_model", "export", "convert"}
 FROM_FINETUNE = {"finetune", "evaluate", "control", "audit_model", "explain", "threshold_policy", *FROM_VERDICT}
 FROM_TOKENIZE = {"tokenize", "features", "find_lr", "evaluate_base", *FROM_FINETUNE}
 FROM_PREPARE = STAGES - {"fetch_data", "ingest", "validate", "choose_model", "fetch_model"}
@@ -195,7 +196,7 @@ class Change:
 
 CHANGES = [
     # First, because what follows is cheaper for it.
-    Change("no ONNX", set_param("export", onnx=False), "export.onnx", {"export"}),
+    Change("no ONNX", set_param("export", onnx=False), "export.onnx", {"export", "convert"}),
     Change(
         "learning rate",
         set_param("finetune", learning_rate=2e-3),
@@ -236,6 +237,7 @@ CHANGES = [
             "report",
             "card",
             "export",
+            "convert",
         },
     ),
 ]

@@ -1,0 +1,113 @@
+"""What each form of an exported model gives away and what it gains, beside PyTorch, in one run.
+
+    python -m benchmarks.formats [FOLDER]
+
+FOLDER: a project (this one by default) in which `convert` has run with the formats of interest. For PyTorch, the
+exported ONNX and each converted form: size of the weights' files, the largest difference of a logit and the metric of
+test as VERIFIED has them, and rows of test a second: the fastest of ROUNDS passes over all of them, sorted by length in
+batches of BATCH_SIZE, with the threads of params.yaml. The forms take turns, so that a busy machine is as busy for one
+as for the other; each runs in a process of its own, and passing the batches to it counts.
+stdout: a table, then everything as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.scratch import table
+from tunewright.batches import sorted_batches
+from tunewright.compute import open_tuned, read_tokens, set_up
+from tunewright.files import read_json
+from tunewright.params import load_params
+from tunewright.runtime import Runtime
+from tunewright.task import load_task
+
+ROUNDS = 3
+BATCH_SIZE = 32
+BESIDE = (".json", "VERIFIED")
+"""Not counted as size: the tokenizer, the config, what was verified."""
+
+
+def weight_bytes(folder: Path, names: list[str] | None = None) -> int:
+    """Bytes of the files that hold the model itself."""
+    files = [folder / name for name in names] if names else [file for file in folder.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files if not file.name.endswith(BESIDE))
+
+
+def main(folder: Path) -> dict[str, Any]:
+    """Measure every form of the project in `folder`."""
+    import torch
+
+    os.chdir(folder)
+    params = load_params()
+    set_up(params.num_threads, params.seed)
+    task = load_task(params.task)
+    export, converted = params.path("export"), params.path("converted")
+    verified = {file.parent.name: read_json(file) for file in sorted(converted.glob("*/VERIFIED"))}
+    exported = read_json(params.path("export_report"))
+    model = open_tuned(task, export).eval()
+    tokens = read_tokens(params.path("tokens") / "test.arrow").drop_columns(["row_id"]).to_pylist()
+    batches = []
+    for members in sorted_batches([row["length"] for row in tokens], BATCH_SIZE):
+        inputs = task.collate([tokens[at] for at in members], model.config.pad_token_id or 0)
+        inputs.pop("labels")
+        batches.append({name: values.numpy() for name, values in inputs.items()})
+
+    def by_torch(inputs: dict[str, Any]) -> Any:
+        with torch.inference_mode():
+            return model(**{name: torch.from_numpy(values) for name, values in inputs.items()}).logits
+
+    runtimes = {name: Runtime(name, converted / name, params.num_threads) for name in verified}
+    asked: dict[str, Callable[[dict[str, Any]], Any]] = {"PyTorch": by_torch}
+    if "onnx" in exported["parity"]:
+        # What opens the eight bits opens the exported ONNX too.
+        runtimes["onnx"] = Runtime("onnx_int8", export, params.num_threads)
+    asked |= {name: runtime.logits for name, runtime in sorted(runtimes.items())}
+    fastest = dict.fromkeys(asked, float("inf"))
+    for _ in range(ROUNDS + 1):  # the first one warms up
+        for name, ask in asked.items():
+            started = time.perf_counter()
+            for inputs in batches:
+                ask(inputs)
+            fastest[name] = min(fastest[name], time.perf_counter() - started)
+    for runtime in runtimes.values():
+        runtime.__exit__(None, None, None)
+
+    metric = next(iter(verified.values()))["metric"] if verified else task.metric_names[0]
+    tuned = read_json(params.path("evaluate_report"))["splits"]["test"]["metrics"][metric]["value"]
+    found: dict[str, Any] = {}
+    for name in asked:
+        told = verified.get(name, {})
+        files = {"PyTorch": ["model.safetensors"], "onnx": ["model.onnx"]}.get(name)
+        of_export = {"PyTorch": "safetensors", "onnx": "onnx"}.get(name, "")
+        found[name] = {
+            "megabytes": round(weight_bytes(export if files else converted / name, files) / 1e6, 1),
+            "max_abs_difference": told.get(
+                "max_abs_difference", exported["parity"].get(of_export, {}).get("max_abs_difference")
+            ),
+            metric: told.get("converted", tuned),
+            "rows_per_second": round(len(tokens) / fastest[name], 1),
+        }
+    lines = [
+        [
+            name,
+            one["megabytes"],
+            f"{one['max_abs_difference']:.1e}",
+            f"{one[metric]:.4f}",
+            one["rows_per_second"],
+            f"{one['rows_per_second'] / found['PyTorch']['rows_per_second']:.2f}",
+        ]
+        for name, one in found.items()
+    ]
+    print(table([["form", "MB", "logits", metric, "rows/s", "of PyTorch"], *lines]))
+    return {"task": params.task.type, "rows": len(tokens), "num_threads": params.num_threads, "forms": found}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path.cwd()), indent=2))

@@ -1,0 +1,163 @@
+"""A format's own runtime, in a fresh process of its own environment that has nothing but the converted files.
+
+    python -m tunewright.runtime write FORMAT EXPORT FOLDER MAX_LENGTH
+    python -m tunewright.runtime serve FORMAT FOLDER THREADS
+
+`write` makes the form of an exported model; exit status 2 with one line where it can't. `serve` opens it and answers
+on its standard output each batch of its standard input, until that ends: eight bytes of length, then an .npz of the
+inputs by name, (B, T) of int64; eight bytes of length, then the logits as .npy.
+
+The process imports NumPy, the format's module and the format's runtime: no PyTorch, no Transformers, no task.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Self
+
+from tunewright import formats
+from tunewright.errors import EXIT_BAD_INPUT, UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+HEADER = 8
+"""Bytes that hold a message's length."""
+QUIET = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}
+"""One kind of processor for every format, and of TensorFlow no rounding that depends on what the processor can do."""
+
+
+def python_of(name: str) -> Path:
+    """The Python of a format's environment: in this folder, else beside the main environment's.
+
+    Raises
+        UserError  where it has not been built, naming the `make` target.
+    """
+    environment = formats.load(name).ENVIRONMENT
+    if environment is None:
+        return Path(sys.executable)
+    for place in (Path.cwd(), Path(sys.prefix).parent):
+        found: Path = place / environment / "bin" / "python"
+        if found.is_file():
+            return found
+    target = environment.removeprefix(".venv-")
+    raise UserError(
+        f"convert.formats: {name} needs the environment {environment}, and there is none. Run `make {target}` once, "
+        f"then run again."
+    )
+
+
+def write(name: str, export: Path, folder: Path, max_length: int) -> None:
+    """Write the form of an exported model into an empty folder, in the form's own environment.
+
+    Raises
+        UserError     what the format's module refuses.
+        RuntimeError  when it fails otherwise: a defect, with the process's own words.
+    """
+    command = [str(python_of(name)), "-m", __name__, "write", name, str(export), str(folder), str(max_length)]
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
+    if done.returncode == EXIT_BAD_INPUT:
+        raise UserError(done.stderr.strip().splitlines()[-1])
+    if done.returncode != 0:
+        raise RuntimeError(f"{name} can't be written:\n{done.stderr[-4000:]}")
+
+
+class Runtime:
+    """A converted model, open in a fresh process.   folder: of the format's files."""
+
+    def __init__(self, name: str, folder: Path, num_threads: int) -> None:
+        self.name = name
+        # To a file, not a pipe: nobody reads it while the process works.
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
+        self._process = subprocess.Popen(
+            [str(python_of(name)), "-m", __name__, "serve", name, str(folder), str(num_threads)],
+            env=_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._complaints,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._complaints.close()
+
+    def logits(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """The logits of one batch.   inputs: by name, (B, T).
+
+        Raises
+            RuntimeError  when the process could not open or run the model: a defect, with the process's own words.
+        """
+        import numpy as np
+
+        assert self._process.stdin is not None and self._process.stdout is not None  # noqa: S101 - both are pipes
+        message = io.BytesIO()
+        np.savez(message, **inputs)  # type: ignore[arg-type]
+        try:
+            _send(self._process.stdin, message.getvalue())
+            answer = _receive(self._process.stdout)
+        except BrokenPipeError:
+            answer = None
+        if answer is None:
+            self._process.wait()
+            self._complaints.seek(0)
+            told = self._complaints.read().decode(errors="replace")[-4000:]
+            raise RuntimeError(f"{self.name} does not run in a fresh process:\n{told}")
+        found: np.ndarray = np.load(io.BytesIO(answer), allow_pickle=False)
+        return found
+
+
+def _environment() -> dict[str, str]:
+    """This process's, with our modules on the path: the format's environment does not have them installed."""
+    return {**os.environ, **QUIET, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+
+
+def _send(stream: IO[bytes], message: bytes) -> None:
+    stream.write(len(message).to_bytes(HEADER, "big") + message)
+    stream.flush()
+
+
+def _receive(stream: IO[bytes]) -> bytes | None:
+    """The next message; None at the end."""
+    header = stream.read(HEADER)
+    if len(header) < HEADER:
+        return None
+    size = int.from_bytes(header, "big")
+    message = stream.read(size)
+    return message if len(message) == size else None
+
+
+def _serve(name: str, folder: Path, num_threads: int) -> None:
+    import numpy as np
+
+    # What a library prints must not stand between two answers.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    logits_of = formats.load(name).opened(folder, num_threads)
+    while (message := _receive(sys.stdin.buffer)) is not None:
+        with np.load(io.BytesIO(message), allow_pickle=False) as inputs:
+            found = logits_of({name: inputs[name] for name in inputs.files})
+        answer = io.BytesIO()
+        np.save(answer, found)
+        _send(answers, answer.getvalue())
+
+
+if __name__ == "__main__":
+    action, chosen, *rest = sys.argv[1:]
+    if action == "serve":
+        _serve(chosen, Path(rest[0]), int(rest[1]))
+    else:
+        try:
+            formats.load(chosen).write(Path(rest[0]), Path(rest[1]), int(rest[2]))
+        except UserError as error:
+            print(error, file=sys.stderr)
+            sys.exit(EXIT_BAD_INPUT)
