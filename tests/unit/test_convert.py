@@ -277,7 +277,11 @@ def test_formats_are_known_and_stand_once(names):
     ("config", "files", "why"),
     [
         ({"architectures": ["RobertaForSequenceClassification"]}, ["model.safetensors"], "a RobertaForSequence"),
-        ({"architectures": ["BertForSequenceClassification"]}, ["base_model/model.safetensors"], "prompt or a prefix"),
+        (
+            {"architectures": ["BertForSequenceClassification"]},
+            ["base_model/model.safetensors"],
+            "a prompt or a prefix",
+        ),
         (
             {"architectures": ["BertForSequenceClassification"], "hidden_act": "mish"},
             ["model.safetensors"],
