@@ -115,7 +115,7 @@ def _module(config: dict[str, Any], weights: dict[str, np.ndarray]) -> Any:
     layers, problem = config["num_hidden_layers"], _problem(config)
     act = config.get("hidden_act", "gelu")
 
-    class Bert(tf.Module):  # type: ignore[misc]
+    class Bert(tf.Module):
         def __init__(self) -> None:
             super().__init__(name="bert")
             kept = {name: value for name, value in weights.items() if value.dtype.kind == "f"}
