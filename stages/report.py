@@ -47,6 +47,7 @@ SECTIONS = {
     "leaks": "Leaks",
     "bias": "Bias in the data",
     "fairness": "Fairness of the model",
+    "suites": "Stereotypes and hurtful words",
     "drift": "Drift from the accepted data",
     "provenance": "Provenance",
 }
@@ -112,6 +113,7 @@ class ReportPaths(Paths):
     audit_model_report: Dep
     explain_report: Dep
     threshold_policy_report: Dep
+    suites_report: Dep
     verdict_report: Dep
     control: Dep
     predictions: Dep
@@ -276,6 +278,8 @@ def _pictures(reports: Mapping[str, Any], steps: list[charts.RowStep], task: Tas
     ]
     if groups:
         pictures["groups"] = charts.label_rates(groups, reports["audit_data"]["favourable_label"])
+    if preferences := _preferences(reports["suites"]["models"]):
+        pictures["preferences"] = charts.preferences(preferences)
     return pictures | charts.fairness_pictures(reports["audit_model"]) | charts.drift_pictures(reports["drift"])
 
 
@@ -300,6 +304,20 @@ def _compared(reports: Mapping[str, Any], metric: str) -> list[tuple[str, float,
         if found := reports[stage]["splits"].get("test", {}).get("metrics", {}).get(metric):
             rows.append((name, found["value"], found["low"], found["high"]))
     return rows
+
+
+def _preferences(models: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float], bool]]:
+    """Of each suite of pairs, in all and by the gender that is expected: a name, the share with its interval, and
+    whether it is the tuned model's."""
+    found = []
+    for suite, tuned in models.get("tuned", {}).get("pairs", {}).items():
+        for part in ("all", *tuned["by_stereotype"]):
+            for name in sorted(models, reverse=True):  # the tuned one, then the base model
+                pairs = models[name]["pairs"][suite]
+                share = (pairs["preference"] if part == "all" else pairs["by_stereotype"][part])["share"]
+                if share is not None:
+                    found.append((f"{suite}, {part}, {name}", share, name == "tuned"))
+    return found
 
 
 def _examples(

@@ -45,6 +45,7 @@ class VerdictPaths(Paths):
     control_report: Dep
     audit_model_report: Dep
     explain_report: Dep
+    suites_report: Dep
 
 
 class VerdictParams(Section):

@@ -413,6 +413,24 @@ def label_rates(groups: Sequence[tuple[str, Mapping[str, Any], str | None]], lab
             for name, found, verdict in groups
         )
         return _svg(axes, "The favourable label by group", told)
+def preferences(rows: Sequence[tuple[str, Mapping[str, float], bool]]) -> str:
+    """In how many pairs the stereotype is preferred: (name, the share, whether it is the tuned model's). One half is
+    the ideal; the others are pale."""
+    with _drawing(0.36 * len(rows) + 1.1, grid="x") as axes:
+        for at, (_, found, tuned) in enumerate(rows):
+            colour = FIRST if tuned else MUTED
+            axes.barh([at], [found["value"]], height=0.62, color=colour, alpha=0.35, linewidth=0)
+            _interval(axes, at, found["value"], found["low"], found["high"], colour)
+        axes.axvline(0.5, color=SECOND, linewidth=1.4, linestyle=(0, (3, 3)), label="50%: neither is preferred")
+        _names_on_y(axes, [name for name, _, _ in rows])
+        axes.set_xlim(0, 1)
+        _percent_on_x(axes)
+        axes.set_xlabel("pairs in which the stereotype is the likelier sentence")
+        _legend(axes, 1)
+        told = "; ".join(
+            f"{name}: {found['value']:.1%} ({found['low']:.1%} to {found['high']:.1%})" for name, found, _ in rows
+        )
+        return _svg(axes, "Stereotypes preferred", told)
 
 
 def drift_pictures(report: Mapping[str, Any]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field
 from tunewright import params as params_module
 from tunewright.chat_templates import BARE, named_or_jinja
 from tunewright.errors import UserError
-from tunewright.task import Architecture, Baseline, LabelKind, Predicting, TaskType
+from tunewright.task import Architecture, Baseline, LabelKind, Likelihood, Predicting, TaskType
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +45,7 @@ class LanguageModel(TaskType):
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"bits_per_byte", "perplexity"})
     architectures: ClassVar[tuple[Architecture, ...]] = ("decoder",)
     pretrained: ClassVar[bool] = True
+    likelihood: ClassVar[Likelihood] = "causal"
     watch_metrics: ClassVar[bool] = False
     examples_title: ClassVar[str] = "The texts that surprised it most"
     pipeline_tag: ClassVar[str] = "text-generation"
@@ -78,6 +79,12 @@ class LanguageModel(TaskType):
     def head_modules(self, model: Any) -> list[Any]:
         """None: the head that writes tokens was pretrained too, and its weights are often the embeddings' own."""
         return []
+
+    def opening(self, tokenizer: ModelTokenizer) -> list[int]:
+        """The tokenizer's bos_token, else its eos_token."""
+        start = tokenizer.id_of("bos_token")
+        start = tokenizer.id_of("eos_token") if start is None else start
+        return [] if start is None else [start]
 
     def predict(
         self, model: Any, tokenizer: ModelTokenizer, rows: pa.Table, tokens: pa.Table, how: Predicting
@@ -206,13 +213,15 @@ class TextModel(LanguageModel):
         """Each row's text."""
         return [[text] for text in rows["text"].to_pylist()]
 
+    def opening(self, tokenizer: ModelTokenizer) -> list[int]:
+        """The separator_token, where params name one."""
+        return self.edges(tokenizer)[0]
+
     def edges(self, tokenizer: ModelTokenizer) -> tuple[list[int], list[int]]:
         asked = self.params.separator_token
         if asked is None:
             eos = tokenizer.id_of("eos_token")
-            bos = tokenizer.id_of("bos_token")
-            start = eos if bos is None else bos
-            return [] if start is None else [start], [] if eos is None else [eos]
+            return super().opening(tokenizer), [] if eos is None else [eos]
         found = tokenizer.backend.token_to_id(asked)
         if found is None:
             raise UserError(f"task.separator_token: found {asked!r}; the base model's tokenizer has no such token.")
@@ -246,6 +255,13 @@ class Writer(LanguageModel):
         own = tokenizer.chat_template or self.fallback_template
         source = own if asked is None else NAMED.get(asked, asked)
         return ChatTemplate(source, tokenizer.special_tokens)
+
+    def request(self, tokenizer: ModelTokenizer, text: str) -> list[int]:
+        """The text as the user's only message, in the chat template."""
+        from tunewright.conversations import NO_LIMIT, Conversation, Encoder
+
+        asked = [{"role": "user", "content": text}, {"role": "assistant", "content": ""}]
+        return Encoder(self.template(tokenizer), tokenizer, NO_LIMIT).prompt(Conversation(asked))
 
     def end_of_answer(self, tokenizer: ModelTokenizer) -> str:
         """What the chat template writes behind an answer."""

@@ -109,6 +109,8 @@ class PathsParams(Section):
     explain_page: ProjectPath
     explain_plots: ProjectPath
     threshold_policy: ProjectPath = Field(description="thresholds by group, for who applies them knowingly")
+    suites_data: ProjectPath = Field(description="the folder of what is put to language models; git tracks it")
+    suites_plots: ProjectPath
     report_page: ProjectPath
     card: ProjectPath = Field(description="the folder of the model card and the data sheet")
     model_passed: ProjectPath

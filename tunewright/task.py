@@ -25,6 +25,7 @@ SAMPLE_WEIGHT = "sample_weight"
 """A column of numbers that weighs the rows in training, where the prepared rows have it."""
 
 LabelKind = Literal["one", "set", "sequence", "number", "none"]
+Likelihood = Literal["causal", "masked", "none"]
 Architecture = Literal["encoder", "decoder", "encoder_decoder"]
 
 NAMED: frozenset[LabelKind] = frozenset({"one", "set"})
@@ -82,6 +83,9 @@ class TaskType:
     pretrained: ClassVar[bool] = False
     """Whether the untouched base model can do this job already, so that it is measured too (a language model can;
     a classifier's new head can't)."""
+    likelihood: ClassVar[Likelihood] = "none"
+    """How likely the model holds any text to be, so that suites of sentences can be put to it. causal: from each token
+    to the next. masked: each token from all others. none: it can't be asked that."""
     watch_metrics: ClassVar[bool] = True
     """Whether `compute_metrics` is called while training. Logits over a vocabulary are too large to be kept: such a
     job watches the loss alone."""
@@ -146,6 +150,15 @@ class TaskType:
     def files(self, tokenizer: ModelTokenizer) -> dict[str, str]:
         """Texts that belong beside the tuned model's weights, by file name: a chat template."""
         return {}
+
+    def opening(self, tokenizer: ModelTokenizer) -> list[int]:
+        """The tokens that a text begins with, where `likelihood` is causal."""
+        return []
+
+    def request(self, tokenizer: ModelTokenizer, text: str) -> list[int] | None:
+        """The tokens of a user's request, up to where the answer begins; None where the model is no assistant: it goes
+        on with a text."""
+        return None
 
     def end_of_answer(self, tokenizer: ModelTokenizer) -> str:
         """What ends a written text beside the tokenizer's own end: the token that closes a turn."""

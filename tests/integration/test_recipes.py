@@ -63,6 +63,8 @@ def shrunken(found: dict[str, Any]) -> dict[str, Any]:
         "export.onnx": False,  # tests/unit/test_export.py writes it
         "export.parity_rows": 4,
     }
+    if found["suites"]["suites"]:
+        changes |= {"suites.max_sentences": 4, "suites.num_samples": 1, "suites.max_new_tokens": 3}
     if found["finetune"].get("freeze_trainable_layers"):
         changes["finetune.freeze_trainable_layers"] = 1
     if found["evaluate"].get("generation"):
@@ -90,7 +92,7 @@ def test_a_recipe_runs_to_its_end(recipe, tmp_path, monkeypatch, request):
     changes = shrunken(found)
     raw = found["paths"]["raw"]
     few_rows(REPOSITORY / raw, tmp_path / raw)
-    for name in ("requirements", "recipes"):
+    for name in ("requirements", "recipes", "data/suites"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
     asked = found["fetch_model"]["model_name_or_path"] or ""
     stand_in = next((fixture for package, fixture in TINY.items() if package in asked), None)

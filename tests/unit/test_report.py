@@ -27,6 +27,7 @@ from stages.mitigate import MitigateReport
 from stages.prepare import PrepareParams, PrepareReport
 from stages.report import SECTIONS, ReportParams, ReportPaths, ReportReport, _steps, run
 from stages.threshold_policy import ThresholdPolicyReport
+from stages.suites import SuitesReport
 from stages.tokenize import TokenizeReport
 from stages.validate import ValidateReport
 from stages.verdict import VerdictReport
@@ -299,6 +300,7 @@ def reports(
             examples=[],
             findings=[finding("explain: deletion", "pass")],
         ),
+        "suites": SuitesReport(applies=False, models={}, findings=[]),
         "verdict": VerdictReport(
             open=gate_open,
             require_assessed=False,
@@ -751,6 +753,43 @@ def test_fairness_of_the_model_stands_on_the_page(tmp_path):
 def test_fairness_that_was_not_assessed_says_so(tmp_path):
     html = make_page(tmp_path)[0].read_text()
     assert "No sensitive feature is named. Expected: one of them. That says nothing for or against the model." in html
+def test_suites_stand_on_the_page_tuned_beside_base(tmp_path):
+    share = {"pairs": 120, "ties": 0, "share": estimate(0.65, 0.09)}
+    pairs = {
+        "pairs_found": 240,
+        "dropped": {},
+        "pairs": 240,
+        "preference": share,
+        "by_stereotype": {"male": {**share, "share": estimate(0.94)}, "female": {**share, "share": None}},
+        "gaps": {"female": estimate(-1.25), "neutral": estimate(-2.5)},
+    }
+    group = {"completions": 36, "hurtful": estimate(0.125), "categories": {}, "refused": None, "words": 7.25}
+    wrote = {
+        "reference": "men",
+        "comparison_confidence_level": 0.95,
+        "groups": {"men": group, "wo<b>men": {**group, "refused": estimate(0.5)}},
+        "gaps": {"wo<b>men": {"hurtful": estimate(0.0625)}},
+    }
+    model = {"pairs": {"winogender": pairs}, "completions": {"prompts": {"gender": wrote}}}
+    base = {"pairs": {"winogender": {**pairs, "gaps": {"female": estimate(-3.75)}}}, "completions": {}}
+    found = finding("suites.preference_warn", "warn", "winogender: preferred in 65.0%")
+    page = make_changed_page(
+        tmp_path, suites={"applies": True, "models": {"tuned": model, "base": base}, "findings": [found]}
+    )
+    rows = [row for row in page.rows if row.startswith("winogender")]
+    assert all(told in rows[0] for told in ("tuned", "120 of 240", "0.6500", "−1.2500", "−2.5000"))
+    assert "base" in rows[1] and "−3.7500" in rows[1] and "–" in rows[1]
+    assert any(row.startswith("wo<b>men") and "0.0625" in row and "0.5000" in row and "7.2" in row for row in page.rows)
+    assert "winogender: preferred in 65.0%" in page.html
+    assert 'aria-label="Stereotypes preferred"' in page.html
+    assert "winogender, all, tuned: 65.0% (56.0% to 74.0%); winogender, all, base" in page.html
+    assert "50%: neither is preferred" in page.html
+
+
+def test_a_language_model_that_nothing_was_put_to_is_not_assessed(tmp_path):
+    found = finding("suites.suites", "not_assessed", "no suite was put to the model")
+    page = make_changed_page(tmp_path, suites={"findings": [found]})
+    assert "No suite was put to the model. That says nothing for or against the model." in page.html
 
 
 def test_drift_stands_on_the_page_with_its_limits(tmp_path):

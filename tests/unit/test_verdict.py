@@ -59,6 +59,7 @@ def reports() -> dict[str, Any]:
             "findings": [{"rule": "explain: deletion", "verdict": "warn", "found": "area 0.0", "expected": "above 0"}]
         },
         "control": {"control_sha256": CONTROL, "findings": []},
+        "suites": {"findings": []},
     }
 
 

@@ -21,7 +21,7 @@ from pydantic import Field
 from tunewright import params as params_module
 from tunewright.classification import padded
 from tunewright.errors import UserError
-from tunewright.task import Baseline, Predicting, TaskType
+from tunewright.task import Baseline, Likelihood, Predicting, TaskType
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +51,7 @@ class Task(TaskType):
     metric_names: ClassVar[tuple[str, ...]] = ("masked_bits", "masked_perplexity", "masked_accuracy", "bits_saved")
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"masked_bits", "masked_perplexity"})
     pretrained: ClassVar[bool] = True
+    likelihood: ClassVar[Likelihood] = "masked"
     watch_metrics: ClassVar[bool] = False
     in_percent: ClassVar[frozenset[str]] = frozenset({"masked_accuracy"})
     score_name: ClassVar[str] = "masked_accuracy"
