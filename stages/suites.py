@@ -240,9 +240,7 @@ def check(params: SuitesParams, task: TaskType) -> list[str]:
     if params.suites and task.likelihood == "none":
         return [f"suites.suites: found {named}; the model of {kind} is no language model of plain text. Expected []."]
     if "prompts" in params.suites and task.likelihood == "masked":
-        return [
-            f"suites.suites: found prompts; a model of {kind} writes no text. Expected the others alone."
-        ]
+        return [f"suites.suites: found prompts; a model of {kind} writes no text. Expected the others alone."]
     return []
 
 

@@ -413,6 +413,8 @@ def label_rates(groups: Sequence[tuple[str, Mapping[str, Any], str | None]], lab
             for name, found, verdict in groups
         )
         return _svg(axes, "The favourable label by group", told)
+
+
 def preferences(rows: Sequence[tuple[str, Mapping[str, float], bool]]) -> str:
     """In how many pairs the stereotype is preferred: (name, the share, whether it is the tuned model's). One half is
     the ideal; the others are pale."""

@@ -52,7 +52,16 @@ ORDER = [
 ]
 STAGES = set(ORDER)
 FROM_VERDICT = {"verdict", "report", "card", "gate_model", "export", "convert"}
-FROM_FINETUNE = {"finetune", "evaluate", "control", "audit_model", "explain", "threshold_policy", "suites", *FROM_VERDICT}
+FROM_FINETUNE = {
+    "finetune",
+    "evaluate",
+    "control",
+    "audit_model",
+    "explain",
+    "threshold_policy",
+    "suites",
+    *FROM_VERDICT,
+}
 FROM_TOKENIZE = {"tokenize", "features", "find_lr", "evaluate_base", *FROM_FINETUNE}
 FROM_PREPARE = STAGES - {"fetch_data", "ingest", "validate", "choose_model", "fetch_model"}
 

@@ -26,8 +26,8 @@ from stages.init_model import InitModelReport
 from stages.mitigate import MitigateReport
 from stages.prepare import PrepareParams, PrepareReport
 from stages.report import SECTIONS, ReportParams, ReportPaths, ReportReport, _steps, run
-from stages.threshold_policy import ThresholdPolicyReport
 from stages.suites import SuitesReport
+from stages.threshold_policy import ThresholdPolicyReport
 from stages.tokenize import TokenizeReport
 from stages.validate import ValidateReport
 from stages.verdict import VerdictReport
@@ -753,6 +753,8 @@ def test_fairness_of_the_model_stands_on_the_page(tmp_path):
 def test_fairness_that_was_not_assessed_says_so(tmp_path):
     html = make_page(tmp_path)[0].read_text()
     assert "No sensitive feature is named. Expected: one of them. That says nothing for or against the model." in html
+
+
 def test_suites_stand_on_the_page_tuned_beside_base(tmp_path):
     share = {"pairs": 120, "ties": 0, "share": estimate(0.65, 0.09)}
     pairs = {
