@@ -26,12 +26,13 @@ from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, Field
 
-from tunewright import fitting, machines, processes, tuning
+from tunewright import fitting, machines, private_training, processes, tuning
 from tunewright.checkpoints import training_key
 from tunewright.errors import UserError
 from tunewright.files import atomic_folder, read_json, require_space, sha256_file, sha256_tree
 from tunewright.fitting import TrainingParams
 from tunewright.memory import optimizer_bytes
+from tunewright.private_training import PrivateTraining
 from tunewright.report import Report, RowAccount
 from tunewright.stage import STATE, Dep, Key, Out, Paths, run_stage, tell
 from tunewright.task import TaskType
@@ -47,8 +48,9 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+RELOADED_ROWS = 8
 CHECKPOINTS = STATE / "checkpoints"
-SHAPING_PACKAGES = ("accelerate", "datasets", "numpy", "peft", "safetensors", "torch", "transformers")
+SHAPING_PACKAGES = ("accelerate", "datasets", "numpy", "opacus", "peft", "safetensors", "torch", "transformers")
 SHAPING_CODE = (
     "stages/finetune.py",
     "tunewright/batches.py",
@@ -59,6 +61,7 @@ SHAPING_CODE = (
     "tunewright/machines.py",
     "tunewright/optimizers.py",
     "tunewright/packing.py",
+    "tunewright/private_training.py",
     "tunewright/processes.py",
     "tunewright/training.py",
     "tunewright/tuning.py",
@@ -118,6 +121,7 @@ class FinetuneReport(Report):
     frozen_layers_kept: int | None = None
     history: list[dict[str, int | float]]
     weights_sha256: str
+    differential_privacy: PrivateTraining | None = None
 
 
 def run(
@@ -177,6 +181,7 @@ def _train(
 
     from tunewright import compute
     from tunewright.batches import padded_to_real
+    from tunewright.compute import open_tuned
     from tunewright.features import Features
     from tunewright.training import Curves, Speed, best_weights, history, resume_or_start
 
@@ -188,6 +193,8 @@ def _train(
     train, validation = (fitting.read_split(paths.tokens, split) for split in ("train", "validation"))
     features = Features.of(paths.features)
     folder = CHECKPOINTS / training_key(_same_everywhere(_inputs(paths, params, task, seed, num_threads)))
+    if params.differential_privacy is not None:
+        private_training.check_rows(train)
     callbacks: list[Any] = [EarlyStoppingCallback(params.early_stopping_patience, params.early_stopping_threshold)]
     if processes.is_first():
         callbacks += [Curves(paths.curves), Speed(sum(train["length"]))]
@@ -197,7 +204,11 @@ def _train(
     if processes.is_first():
         held = sum(found.stat().st_size for found in folder.rglob("*") if found.is_file())
         require_space(folder, _disk_bytes(trainer.model, params) - held, "the checkpoints and the tuned model")
-    resume_or_start(trainer)
+    private = None
+    if params.differential_privacy is None:
+        resume_or_start(trainer)
+    else:
+        private, padded = private_training.train_privately(trainer, params, seed, len(train))
     processes.barrier()
     if not processes.is_first():
         if processes.machines() > 1:
@@ -212,11 +223,17 @@ def _train(
         model = best_weights(fitting.open_model(task, paths.base_model, params, longest)[1], trainer)
     trainable = sum(weights.numel() for weights in model.parameters() if weights.requires_grad)
     parameters = sum(weights.numel() for weights in model.parameters())
+    expected = None if private is None else _some_logits(model, task, validation)
     weights_file = _save(model, task, paths, params)
+    if private is None:
+        trainer.train_sampler.set_epoch(0)
+        padded = padded_to_real(trainer.train_sampler.lengths, trainer.train_sampler.batches())
+    else:
+        reloaded = open_tuned(task, paths.tuned_model).to(expected.device)
+        _check_reloaded(expected, _some_logits(reloaded, task, validation))
     state = trainer.state
     logged = history(state.log_history)
     at_best, at_end = _gap(logged, state.best_global_step), _gap(logged, state.global_step)
-    trainer.train_sampler.set_epoch(0)
     warnings = _warnings(at_best, at_end, params.generalization_gap_warn)
     report = FinetuneReport(
         rows=RowAccount(rows_in=len(train), rows_kept=len(train)),
@@ -232,16 +249,47 @@ def _train(
         stopped_early=state.global_step < state.max_steps,
         gap_at_best=at_best,
         gap_at_end=at_end,
-        warnings=[*warnings, *([HEAD_ONLY] if params.finetuning_type == "head" else [])],
-        padded_to_real_tokens=padded_to_real(trainer.train_sampler.lengths, trainer.train_sampler.batches()),
+        warnings=[
+            *warnings,
+            *([HEAD_ONLY] if params.finetuning_type == "head" else []),
+            *([private_training.SEEDED] if private is not None else []),
+        ],
+        padded_to_real_tokens=padded,
         frozen_layers_kept=None if features is None else features.layers,
         history=logged,
         weights_sha256=sha256_file(weights_file),
+        differential_privacy=private,
     )
     if processes.machines() > 1:
         processes.barrier()
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=private is not None)
     return report
+
+
+def _some_logits(model: Any, task: TaskType, rows: Any) -> Any:
+    """What the model says of the first of these rows, which are tokens."""
+    import torch
+
+    from tunewright.compute import decoder_inputs
+
+    batch = task.collate([rows[at] for at in range(min(RELOADED_ROWS, len(rows)))], model.config.pad_token_id or 0)
+    inputs = {name: value.to(model.device) for name, value in batch.items()}
+    labels = inputs.pop("labels")
+    model.eval()
+    with torch.no_grad():
+        return model(**inputs, **decoder_inputs(model, labels)).logits.float()
+
+
+def _check_reloaded(expected: Any, found: Any) -> None:
+    """Opacus has left nothing in the saved model, and nothing of it behind.
+
+    Raises
+        RuntimeError  when the reloaded model predicts otherwise: a defect.
+    """
+    import torch
+
+    if not torch.allclose(expected, found, rtol=1e-3, atol=1e-4):
+        raise RuntimeError(f"the reloaded model differs by up to {(expected - found).abs().max().item():g}")
 
 
 def _disk_bytes(model: Any, params: FinetuneParams) -> int:

@@ -48,6 +48,7 @@ SECTIONS = {
     "bias": "Bias in the data",
     "fairness": "Fairness of the model",
     "suites": "Stereotypes and hurtful words",
+    "memorization": "What the model gives away",
     "drift": "Drift from the accepted data",
     "provenance": "Provenance",
 }
@@ -112,6 +113,7 @@ class ReportPaths(Paths):
     control_report: Dep
     audit_model_report: Dep
     explain_report: Dep
+    memorization_report: Dep
     threshold_policy_report: Dep
     suites_report: Dep
     verdict_report: Dep
@@ -280,7 +282,12 @@ def _pictures(reports: Mapping[str, Any], steps: list[charts.RowStep], task: Tas
         pictures["groups"] = charts.label_rates(groups, reports["audit_data"]["favourable_label"])
     if preferences := _preferences(reports["suites"]["models"]):
         pictures["preferences"] = charts.preferences(preferences)
-    return pictures | charts.fairness_pictures(reports["audit_model"]) | charts.drift_pictures(reports["drift"])
+    return (
+        pictures
+        | charts.fairness_pictures(reports["audit_model"])
+        | charts.memorization_pictures(reports["memorization"])
+        | charts.drift_pictures(reports["drift"])
+    )
 
 
 def _control_pictures(control: Mapping[str, Any]) -> dict[str, str]:

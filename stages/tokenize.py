@@ -6,23 +6,27 @@ Reads   paths.prepared        Parquet, one file a split
 Writes  paths.tokens          one Arrow stream a split: row_id, input_ids (T,), labels, length, and what else
                               the task's `encode` gives; nothing is padded.
                               A column sample_weight of the rows goes along, for training; the weights and copies
-                              of `mitigate` make one, or repeat rows of train
+                              of `mitigate` make one, or repeat rows of train. With memorization.canaries, train has
+                              rows canary-NUMBER after its own
         paths.tokenize_plots  lengths.csv, for `dvc plots`
-Report  paths.reports/tokenize.json: lengths in tokens before truncation, and how many rows were cut
+Report  paths.reports/tokenize.json: lengths in tokens before truncation, how many rows were cut, and how many canaries
+        were planted, which no other figure counts
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field
 
+from tunewright import canaries as planting
 from tunewright.errors import UserError
 from tunewright.files import atomic_folder, read_json, read_parquet, sha256_file, sha256_tree
 from tunewright.gates import require_pass
 from tunewright.params import Section
 from tunewright.report import Report, RowAccount
-from tunewright.stage import Dep, Out, Paths, run_stage
+from tunewright.stage import Dep, Key, Out, Paths, run_stage
 from tunewright.task import SAMPLE_WEIGHT, TaskType
 from tunewright.tokenizer import open_tokenizer, token_table
 
@@ -40,6 +44,9 @@ NUMBERED_AFTER_PADDING = frozenset(
         *("xlm-roberta", "xlm-roberta-xl", "xmod"),
     }
 )
+
+
+NO_CANARIES = planting.CanaryParams()
 
 
 class TokenizeParams(Section):
@@ -85,14 +92,21 @@ class TokenizeReport(Report):
     max_length: int
     splits: dict[str, SplitLengths]
     targets: dict[str, SplitLengths] = Field(default_factory=dict)
+    canaries: dict[str, int] = Field(default_factory=dict)
+    """How often each canary was planted in train, by its row_id; those of no repetition are not there."""
 
 
-def run(paths: TokenizePaths, params: TokenizeParams, task: TaskType) -> TokenizeReport:
-    """Tokenize every split.
+def run(
+    paths: TokenizePaths,
+    params: TokenizeParams,
+    task: TaskType,
+    canaries: Annotated[Any, Key("memorization.canaries")] = NO_CANARIES,
+) -> TokenizeReport:
+    """Tokenize every split, and plant the canaries in train.
 
     Raises
         GateClosed  when the data gate has not passed these very rows and weights.
-        UserError   when max_length is more than the model can take.
+        UserError   when max_length is more than the model can take; for canaries in a job that they do not fit.
     """
     import pyarrow as pa
 
@@ -103,6 +117,7 @@ def run(paths: TokenizePaths, params: TokenizeParams, task: TaskType) -> Tokeniz
     splits: dict[str, SplitLengths] = {}
     rows_in = rows_kept = 0
     targets: dict[str, SplitLengths] = {}
+    planted: list[str] = []
     with atomic_folder(paths.tokens) as folder:
         for split in SPLITS:
             rows = read_parquet(paths.prepared / f"{split}.parquet")
@@ -117,9 +132,12 @@ def run(paths: TokenizePaths, params: TokenizeParams, task: TaskType) -> Tokeniz
             if not found.table.num_rows:
                 raise UserError(f"{paths.prepared / split}.parquet: none of its rows holds anything to learn.")
             table = found.table
+            if split == "train" and (secrets := planting.planted(canaries, task, rows)) is not None:
+                planted = secrets["row_id"].to_pylist()
+                table = pa.concat_tables([table, token_table(task, secrets, tokenizer, params.max_length).table])
             with pa.OSFile(str(folder / f"{split}.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as out:
                 out.write_table(table.combine_chunks())
-            splits[split] = _lengths(found.lengths_before, table.column("length").to_pylist(), params.max_length)
+            splits[split] = _lengths(found.lengths_before, found.table.column("length").to_pylist(), params.max_length)
     _write_plot(splits, paths.tokenize_plots)
     dropped = {"nothing_to_learn": rows_in - rows_kept} if rows_in > rows_kept else {}
     return TokenizeReport(
@@ -127,6 +145,7 @@ def run(paths: TokenizePaths, params: TokenizeParams, task: TaskType) -> Tokeniz
         max_length=params.max_length,
         splits=splits,
         targets=targets,
+        canaries=dict(Counter(planted)),
     )
 
 

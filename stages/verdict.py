@@ -46,6 +46,7 @@ class VerdictPaths(Paths):
     audit_model_report: Dep
     explain_report: Dep
     suites_report: Dep
+    memorization_report: Dep
 
 
 class VerdictParams(Section):

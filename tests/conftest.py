@@ -274,6 +274,7 @@ def _small(params: Any) -> None:
     params["baseline"].update(ngram_range=[1], C=[1.0])
     params["evaluate"]["bootstrap_samples"] = 200
     params["explain"]["enabled"] = False  # tests/unit/test_explain.py has it at work
+    params["memorization"].update(max_rows=50, bootstrap_samples=100)
     params["verdict"].update(min_metrics={"accuracy": 0.1}, max_metrics={}, min_margin_over_baseline=-1.0)
     params["export"]["parity_rows"] = 8
 

@@ -542,6 +542,66 @@ def drift_words(part: Mapping[str, Any]) -> str:
         return _svg(axes, f"Words of {part['name']} that moved most", told)
 
 
+def memorization_pictures(report: Mapping[str, Any]) -> dict[str, str]:
+    """What `memorization` found; nothing where it attacked nothing."""
+    found = {}
+    if attack := report["attack"]:
+        found["membership_roc"] = membership_roc(attack)
+        found["membership_losses"] = membership_losses(attack["histogram"])
+    if canaries := report["canaries"]:
+        found["canaries"] = exposures(canaries)
+    return found
+
+
+def membership_roc(attack: Mapping[str, Any]) -> str:
+    """True against false positives; what does no better than chance lies on the diagonal."""
+    false, true = zip(*attack["roc"], strict=True)
+    with _drawing(3.4) as axes:
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (3, 3)), label="chance")
+        axes.plot(false, true, color=FIRST, label=f"by loss, AUC {attack['auc']['value']:.3f}")
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="rows held out, taken for training rows", ylabel="found")
+        _legend(axes, 2)
+        told = "; ".join(f"{x:.0%} false: {y:.1%} found" for x, y in attack["roc"][::10])
+        return _svg(axes, "ROC of membership inference", told)
+
+
+def membership_losses(histogram: Mapping[str, Sequence[float]]) -> str:
+    """The losses of both kinds of rows over one another, on a logarithmic axis."""
+    edges, train, held_out = (list(histogram[name]) for name in ("edges", "train", "held_out"))
+    with _drawing(3.4) as axes:
+        axes.stairs(held_out, edges, fill=True, color=MUTED, alpha=0.45, linewidth=0, label="held out")
+        axes.stairs(train, edges, color=FIRST, linewidth=2, label="train")
+        _log_on_x(axes)
+        axes.set(xlabel="loss of a row", ylabel="share of rows")
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+        _legend(axes, 2)
+        told = "; ".join(
+            f"up to {end:.4g}: train {ours:.1%}, held out {theirs:.1%}"
+            for end, ours, theirs in zip(edges[1:], train, held_out, strict=True)
+            if ours or theirs
+        )
+        return _svg(axes, "Losses of rows of train and of rows held out", told)
+
+
+def exposures(report: Mapping[str, Any]) -> str:
+    """The exposure of each canary, and their mean; between what chance gives and what can be measured."""
+    names = list(report["by_repetitions"])
+    with _drawing(0.5 * len(names) + 1.4, grid="x") as axes:
+        for at, name in enumerate(names):
+            values = [one["exposure"]["value"] for one in report["canaries"] if str(one["repetitions"]) == name]
+            axes.scatter(values, [at] * len(values), s=26, color=FIRST, alpha=0.45, linewidth=0)
+            axes.scatter([report["by_repetitions"][name]], [at], s=70, color=SECOND, marker="D", zorder=3)
+        axes.axvline(report["by_chance"], color=MUTED, linewidth=1, linestyle=(0, (3, 3)), label="mean by chance")
+        axes.axvline(report["highest_measurable"], color=MUTED, linewidth=1, label="the most that can be measured")
+        _names_on_y(axes, [f"{name} times in train" for name in names])
+        axes.set_xlabel("exposure in bits; a diamond is the mean")
+        axes.set_xlim(left=0)
+        _legend(axes, 2)
+        told = "; ".join(f"{name} times in train: mean {report['by_repetitions'][name]:.2f} bits" for name in names)
+        return _svg(axes, "Exposure of the canaries", told)
+
+
 def learning_rates(rungs: Sequence[Mapping[str, Any]], chosen: float) -> str:
     """Validation loss against learning rate, a line for each round of successive halving; a cross on the upper edge for
     what diverged."""

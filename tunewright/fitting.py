@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
-from tunewright import processes, tuning
+from tunewright import private_training, processes, tuning
 from tunewright.errors import UserError
 from tunewright.losses import LossParams, check_sample_weights, make_loss
 from tunewright.optimizers import OptimizerParams
 from tunewright.params import Fraction
+from tunewright.private_training import DifferentialPrivacyParams
 from tunewright.task import SAMPLE_WEIGHT, TaskType
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class TrainingParams(tuning.TuningParams, OptimizerParams, LossParams):
     metric_for_best_model: str = Field(pattern=r"^eval_[a-z0-9_]+$")
     early_stopping_patience: int = Field(ge=1, description="evaluations without an improvement")
     early_stopping_threshold: float = Field(ge=0)
+    differential_privacy: DifferentialPrivacyParams | None = None
 
     @model_validator(mode="after")
     def _a_checkpoint_stands_where_a_log_does(self) -> Self:
@@ -80,6 +82,13 @@ class TrainingParams(tuning.TuningParams, OptimizerParams, LossParams):
             raise ValueError("fsdp false with finetuning_type qlora: weights of 4 bits are not sharded here")
         return self
 
+    @model_validator(mode="after")
+    def _goes_together_with_privacy(self) -> Self:
+        faults = private_training.faults(self) if self.differential_privacy is not None else []
+        if faults:
+            raise ValueError(f"with differential_privacy {'; '.join(faults)}")
+        return self
+
     def rows_of_a_batch(self, longest: int) -> int:
         """How many rows one process takes at once where the longest of them has so many tokens."""
         if self.max_tokens_per_batch is None:
@@ -105,6 +114,7 @@ class TrainingParams(tuning.TuningParams, OptimizerParams, LossParams):
             "save_total_limit",
             "early_stopping_patience",
             "early_stopping_threshold",
+            "differential_privacy",
         }
         named = set(TrainingParams.model_fields) - ours
         found = self.model_dump(include=named) | self.optimizer_arguments()

@@ -21,7 +21,7 @@ Verdict = Literal["pass", "warn", "fail", "insufficient", "not_assessed"]
 
 DATA_STAGES = ("ingest", "validate", "prepare", "audit_data", "mitigate", "drift", "check_leaks", "fetch_model")
 """The stages whose reports say whether the data can be trained on; of the base model its licence."""
-MODEL_STAGES = ("control", "audit_model", "explain", "suites")
+MODEL_STAGES = ("control", "audit_model", "explain", "memorization", "suites")
 """The stages beside `evaluate` whose `findings` say whether the model may leave. `verdict` reads the reports of all."""
 
 

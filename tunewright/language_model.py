@@ -209,6 +209,13 @@ class TextModel(LanguageModel):
                 found["row"].append(row)
         return found
 
+    def rows_with_secrets(self, row_ids: list[str], prompts: list[str], secrets: list[str]) -> pa.Table | None:
+        """One sentence each."""
+        import pyarrow as pa
+
+        texts = [f"{prompt} {secret}." for prompt, secret in zip(prompts, secrets, strict=True)]
+        return pa.table({"row_id": row_ids, "text": texts})
+
     def counted_texts(self, rows: pa.Table) -> list[list[str]]:
         """Each row's text."""
         return [[text] for text in rows["text"].to_pylist()]
@@ -422,6 +429,12 @@ class Prompted(Writer):
     columns: ClassVar[tuple[str, ...]] = ("text", "target")
     label_kind: ClassVar[LabelKind] = "none"
     fallback_template: ClassVar[str] = BARE
+
+    def rows_with_secrets(self, row_ids: list[str], prompts: list[str], secrets: list[str]) -> pa.Table | None:
+        """The secret is the answer."""
+        import pyarrow as pa
+
+        return pa.table({"row_id": row_ids, "text": prompts, "target": secrets})
 
     def conversations(self, rows: pa.Table) -> list[Conversation]:
         """Each row as one request and its answer."""

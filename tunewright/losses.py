@@ -63,6 +63,18 @@ class Loss:
         Cross-entropy −log p, smoothed (1 − ε)·(−log p) + ε·mean over classes of −log p_c (Szegedy et al. 2016), or
         focal −(1 − p)^γ · log p (Lin et al. 2017), where p is the probability of the item's own class.
         """
+        losses, of_row = self._of_items(logits, labels)
+        if row_weights is not None:
+            losses = losses * row_weights.to(losses.dtype)[of_row]
+        return losses.sum()
+
+    def of_rows(self, logits: Any, labels: Any) -> Any:
+        """The same sum for each row alone: (N,)."""
+        losses, of_row = self._of_items(logits, labels)
+        return losses.new_zeros(len(labels)).index_add(0, of_row, losses)
+
+    def _of_items(self, logits: Any, labels: Any) -> tuple[Any, Any]:
+        """The loss of each labelled item, and its row."""
         import torch
 
         if self.shift:
@@ -81,10 +93,7 @@ class Loss:
             losses = losses * (-torch.expm1(log_p)).clamp_min(torch.finfo(torch.float32).tiny) ** self.gamma
         if self.class_weights is not None:
             losses = losses * torch.tensor(self.class_weights, dtype=losses.dtype, device=losses.device)[classes]
-        if row_weights is not None:
-            of_item = row_weights.to(losses.dtype).repeat_interleave(labels.numel() // len(labels))
-            losses = losses * of_item[known]
-        return losses.sum()
+        return losses, known // max(labels.numel() // max(len(labels), 1), 1)
 
 
 def make_loss(
@@ -163,3 +172,28 @@ def check_sample_weights(weights: Sequence[float | None]) -> None:
             raise UserError(
                 f"the training split's column {SAMPLE_WEIGHT}: row {row} has {weight}; expected a finite number ≥ 0."
             )
+
+
+def losses_of_rows(logits: Any, labels: Any, *, shift: bool) -> tuple[Any, Any]:
+    """What each row costs a model, and over how many items: two tensors (N,), whose quotient is the row's mean loss.
+
+    logits: (N, L) for a label a row, (N, T, V) where each token has one.   labels: as the task's `collate` gives them.
+    Cross-entropy of class indices; of labels that are numbers the squared error, where each row has several the binary
+    cross-entropy.   shift: predict the next token's label, as a causal LM does.
+    """
+    import torch
+    from torch.nn import functional
+
+    if labels.is_floating_point():
+        if labels.dim() > 1:
+            each = functional.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")
+        else:
+            each = (logits.float() - labels.unsqueeze(-1)) ** 2
+        return each.sum(dim=-1), torch.full((len(labels),), each.shape[-1], device=each.device)
+    if shift:
+        # A prompt's virtual tokens have logits too, and no label.
+        logits, labels = logits[:, -labels.shape[-1] : -1], labels[:, 1:]
+    each = functional.cross_entropy(
+        logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
+    ).view(len(labels), -1)
+    return each.sum(dim=-1), (labels != IGNORED).view(len(labels), -1).sum(dim=-1)

@@ -195,10 +195,22 @@ def training(telling: Telling) -> str:
             f"{telling.words('finetune', 'metric_for_best_model')} there",
             telling.figure("finetune", "best_metric"),
         ],
+        *_privacy(telling),
         ["SHA-256 of the tuned weights", telling.code("finetune", "weights_sha256")],
         [f"SHA-256 of the model {telling.note('evaluate')}", telling.code("evaluate", "model_sha256")],
     ]
     return table(["", ""], [row for row in rows if row[1] != "–"])
+
+
+def _privacy(telling: Telling) -> list[list[str]]:
+    """The guarantee of a private training; none of any other."""
+    if telling.facts.look("finetune", "differential_privacy") is None:
+        return []
+    names = {"epsilon": "ε", "delta": "δ", "noise_multiplier": "noise", "sample_rate": "sample rate"}
+    return [
+        [f"differential privacy of each row of train: {name}", telling.figure("finetune", "differential_privacy", key)]
+        for key, name in names.items()
+    ]
 
 
 def evaluation(telling: Telling) -> str:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SAMPLE_WEIGHT = "sample_weight"
 """A column of numbers that weighs the rows in training, where the prepared rows have it."""
+CANARY = "canary-"
+"""What the row_ids of canaries begin with (tunewright/canaries.py), which stand among the tokens of train alone."""
 
 LabelKind = Literal["one", "set", "sequence", "number", "none"]
 Likelihood = Literal["causal", "masked", "none"]
@@ -112,6 +114,11 @@ class TaskType:
         in tokens before truncation). A job that makes several inputs of one row gives `row` too: of which row each is,
         in their order. Any further list is kept as a column of the tokens."""
         raise NotImplementedError
+
+    def rows_with_secrets(self, row_ids: list[str], prompts: list[str], secrets: list[str]) -> pa.Table | None:
+        """Rows of this job in each of which a secret follows a prompt, for tunewright/canaries.py; None where the model
+        learns no text. What is not the secret depends on the prompt alone."""
+        return None
 
     def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Any]:
         """Rows of one batch → padded tensors: input_ids (B, T), attention_mask (B, T), labels."""

@@ -56,6 +56,8 @@ def shrunken(found: dict[str, Any]) -> dict[str, Any]:
         "explain.max_examples": 1,
         "explain.n_steps": 2,
         "explain.max_train_rows": 4,
+        "memorization.max_rows": 30,
+        "memorization.bootstrap_samples": 100,
         "verdict.min_metrics": {},
         "verdict.max_metrics": {},
         "verdict.min_margin_over_baseline": None,

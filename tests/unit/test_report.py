@@ -23,6 +23,7 @@ from stages.find_lr import FindLrReport, RangeTest, Rung, Trial
 from stages.finetune import FinetuneParams, FinetuneReport
 from stages.ingest import IngestReport
 from stages.init_model import InitModelReport
+from stages.memorization import MemorizationReport
 from stages.mitigate import MitigateReport
 from stages.prepare import PrepareParams, PrepareReport
 from stages.report import SECTIONS, ReportParams, ReportPaths, ReportReport, _steps, run
@@ -301,6 +302,22 @@ def reports(
             findings=[finding("explain: deletion", "pass")],
         ),
         "suites": SuitesReport(applies=False, models={}, findings=[]),
+        "memorization": MemorizationReport(
+            model_sha256="d" * 64,
+            attack={
+                "train_rows": 500,
+                "held_out_rows": 170,
+                "train_loss": 0.21,
+                "held_out_loss": 0.33,
+                "auc": estimate(0.61),
+                "fpr": 0.01,
+                "tpr": estimate(0.03),
+                "roc": [(0.0, 0.01), (0.5, 0.6), (1.0, 1.0)],
+                "histogram": {"edges": [0.1, 1.0, 10.0], "train": [0.8, 0.2], "held_out": [0.7, 0.3]},
+            },
+            canaries=None,
+            findings=[finding("memorization.warn_auc", "warn", "AUC 0.6100")],
+        ),
         "verdict": VerdictReport(
             open=gate_open,
             require_assessed=False,
@@ -446,7 +463,7 @@ def test_the_figures_stand_on_the_page(tmp_path):
     assert report.sections == list(SECTIONS) and report.examples == 2
     assert report.pictures == [
         "compared", "loss", "lengths", "funnel", "calibrated", "coverage_risk", "labels", "slices", "deletion", "leaks",
-        "drift_measures", "drift_labels", "drift_lengths", "drift_words",
+        "membership_roc", "membership_losses", "drift_measures", "drift_labels", "drift_lengths", "drift_words",
         "Confusion matrix on test", "Reliability on test: confidence against accuracy",
     ]  # fmt: skip
 
@@ -858,6 +875,43 @@ def test_links_pictures_and_tables_can_be_found_by_everyone(tmp_path):
     assert all(found["role"] == "img" and found["aria-label"] for found in pictures)
     headers = [found for tag, found in page.tags if tag == "th"]
     assert headers and all(found["scope"] in ("col", "row") for found in headers)
+
+
+def test_what_the_model_gives_away(tmp_path):
+    exposed = {"number": 3, "repetitions": 8, "exposure": estimate(6.5)}
+    canaries = {
+        "references": 255,
+        "secrets": 10**6,
+        "by_chance": 1.4427,
+        "highest_measurable": 8.0,
+        "by_repetitions": {"0": 1.2, "8": 6.5},
+        "canaries": [exposed, {**exposed, "number": 0, "repetitions": 0, "exposure": estimate(1.2)}],
+    }
+    private = {
+        "epsilon": 7.9,
+        "delta": 1e-06,
+        "accountant": "prv",
+        "noise_multiplier": 0.8,
+        "max_grad_norm": 1.0,
+        "sample_rate": 0.01,
+        "steps": 300,
+        "mean_batch": 6.8,
+    }
+    write_run(tmp_path)
+    for stage, change in {
+        "memorization": {"canaries": canaries},
+        "finetune": {"differential_privacy": private},
+    }.items():
+        write_json(tmp_path / f"{stage}.json", read_json(tmp_path / f"{stage}.json") | change)
+    draw(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "AUC 0.6100" in page and "at 1% false positives it finds 3.0%" in page
+    assert "0 times 1.20, 8 times 6.50" in page and "Exposure of the canaries" in page
+    assert "ε 7.900 at δ 1e-06, by 300 steps" in page
+    write_run(tmp_path)
+    write_json(tmp_path / "memorization.json", MemorizationReport(applies=False, findings=[]).model_dump(mode="json"))
+    draw(tmp_path)
+    assert "so the model was not attacked" in (tmp_path / "report.html").read_text()
 
 
 def test_the_same_reports_give_the_same_bytes(tmp_path):

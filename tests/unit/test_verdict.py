@@ -55,6 +55,7 @@ def reports() -> dict[str, Any]:
             "margin_over_baseline": estimate(0.08, 0.02),
             "margin_over_base": None,
         },
+        "memorization": {"findings": []},
         "explain": {
             "findings": [{"rule": "explain: deletion", "verdict": "warn", "found": "area 0.0", "expected": "above 0"}]
         },
@@ -182,6 +183,14 @@ def test_what_was_not_assessed_closes_only_where_params_say_so(tmp_path: Path) -
     assert judge(tmp_path, reports()).open
     strict = judge(tmp_path, reports(), require_assessed=True)
     assert not strict.open and failed(strict) == []
+
+
+def test_what_other_stages_found_of_the_model_is_judged_too(tmp_path: Path) -> None:
+    found = reports()
+    known = {"rule": "memorization.max_auc", "verdict": "fail", "found": "AUC 0.91", "expected": "at most 0.7"}
+    found["memorization"]["findings"] = [known]
+    report = judge(tmp_path, found)
+    assert not report.open and failed(report) == ["memorization.max_auc"]
 
 
 def test_a_report_that_is_missing_or_broken(tmp_path: Path) -> None:

@@ -39,6 +39,18 @@ class Task(Writer):
     label_kind: ClassVar[LabelKind] = "none"
     fallback_template: ClassVar[str] = CHATML
 
+    def rows_with_secrets(self, row_ids: list[str], prompts: list[str], secrets: list[str]) -> pa.Table | None:
+        """The secret is the answer."""
+        import pyarrow as pa
+
+        from tunewright.chat import render
+
+        texts = [
+            render([{"role": "user", "content": prompt}, {"role": "assistant", "content": secret}])
+            for prompt, secret in zip(prompts, secrets, strict=True)
+        ]
+        return pa.table({"row_id": row_ids, "text": texts})
+
     def conversations(self, rows: pa.Table) -> list[Conversation]:
         """Each row's text, parsed."""
         from tunewright.chat import parse

@@ -107,6 +107,10 @@ class Task(TextModel):
                 found["tokens_before"][at], found["bytes"][at] = len(ids + end), len(text.encode())
         return found
 
+    def rows_with_secrets(self, row_ids: list[str], prompts: list[str], secrets: list[str]) -> pa.Table | None:
+        """None: where a text is cut depends on its row, so that two of one secret are no two copies."""
+        return None
+
     def end_of_answer(self, tokenizer: ModelTokenizer) -> str:
         """The token after each text."""
         return self.params.separator_token or ""

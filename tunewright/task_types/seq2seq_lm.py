@@ -99,6 +99,12 @@ class Task(TaskType):
             "target_tokens_before": target_lengths,
         }
 
+    def rows_with_secrets(self, row_ids: list[str], prompts: list[str], secrets: list[str]) -> pa.Table | None:
+        """The secret is what is to be written."""
+        import pyarrow as pa
+
+        return pa.table({"row_id": row_ids, "text": prompts, "target": secrets})
+
     def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Any]:
         """Pad to the longest text and the longest target of the batch; labels (B, T') are −100 where they are padded.
 
