@@ -40,10 +40,12 @@ if TYPE_CHECKING:
 
 Kind = Literal["label", "answer"]
 
-RANDOM_ORDERS = 5
+RANDOM_ORDERS = 3
 """Orders at random that the deletion of the words that count is compared with, in each row."""
 MIN_ROWS = 30
 """Of fewer rows the deletion test says too little to be judged."""
+MAX_DELTA = 0.1
+"""Of the mean difference from the baseline: with a larger mean delta, the attributions are too rough to be read."""
 MAX_CHARACTERS = 300
 """Of a neighbour's text or an answer; a longer one is cut, and says so."""
 DIGITS = 4
@@ -214,6 +216,7 @@ def run(
     sample = [explained[at] for at in chosen]
     shown = _shown(task, kind)
     deletion = work.deletion(sample, shown, samples, confidence_level)
+    convergence = _convergence([one.attribution for one in sample])
     near = _Neighbours(paths, work, predictions).of([explained[at] for at in errors]) if errors else []
     report = ExplainReport(
         rows=RowAccount(
@@ -224,12 +227,12 @@ def run(
         reason=reason,
         method="integrated gradients of the token embeddings",
         n_steps=params.n_steps,
-        convergence=_convergence([one.attribution for one in sample]),
+        convergence=convergence,
         deletion=deletion,
         top_words=work.top_words(sample) if kind == "label" and shown != "output" else {},
         errors=[_example(explained[at], found) for at, found in zip(errors, near, strict=True)],
         examples=[_example(one, []) for one in sample[: params.max_examples]],
-        findings=[_finding(deletion)],
+        findings=[_exact(convergence), _faithful(deletion)],
     )
     _write(paths, report)
     return report
@@ -386,7 +389,7 @@ class _Work:
         """Both curves, and the area between them with its interval."""
         import numpy as np
 
-        from tunewright.attribution import area_between, deletions
+        from tunewright.attribution import Asked, area_between, deletions
         from tunewright.statistics import bootstrap, mean
 
         fractions = self.params.deletion_fractions
@@ -396,7 +399,11 @@ class _Work:
             scores = np.abs(one.scores) if shown == "output" else one.scores
             of_row = deletions(one.row.asked, one.units, scores, fractions, RANDOM_ORDERS, self.seed + number)
             every += [asked for order in of_row for asked in order]
-        values = self.explainer.measure(every, shown).reshape(len(sample), 1 + RANDOM_ORDERS, 1 + len(fractions))
+        distinct = list(dict.fromkeys((tuple(one.input_ids), one.label, one.answer) for one in every))
+        measured = self.explainer.measure([Asked(list(ids), label, answer) for ids, label, answer in distinct], shown)
+        of = dict(zip(distinct, measured, strict=True))
+        values = np.array([of[tuple(one.input_ids), one.label, one.answer] for one in every])
+        values = values.reshape(len(sample), 1 + RANDOM_ORDERS, 1 + len(fractions))
         if shown == "output":
             values = -np.abs(values - values[:, :, :1]) * getattr(self.task.params, "label_scale", 1.0)
         top, random = values[:, 0], values[:, 1:].mean(axis=1)
@@ -509,7 +516,18 @@ def _convergence(found: Sequence[Attribution]) -> Convergence:
     )
 
 
-def _finding(deletion: Deletion) -> Finding:
+def _exact(found: Convergence) -> Finding:
+    """Whether the attributions are exact enough to be read."""
+    limit = MAX_DELTA * found.mean_difference
+    return Finding(
+        rule="explain: convergence",
+        verdict="pass" if found.mean <= limit else "warn",
+        found=f"delta {found.mean:.4f} in the mean, {found.max:.4f} at most",
+        expected=f"a mean of at most {limit:.4f}, {MAX_DELTA:g} of the mean difference; more explain.n_steps lower it",
+    )
+
+
+def _faithful(deletion: Deletion) -> Finding:
     """Whether the attributions are faithful: never a reason to close the gate, but one to read them with care."""
     area, rows = deletion.area, f"{deletion.rows} row{'' if deletion.rows == 1 else 's'}"
     verdict: Literal["pass", "warn", "insufficient"] = "pass" if area.low > 0 else "warn"

@@ -179,7 +179,11 @@ def test_the_planted_word_is_what_counts(paths: ExplainPaths) -> None:
     assert deletion.top[0] == deletion.random[0] > 0.9
     assert deletion.top[1] < deletion.random[1] - 0.1
     assert deletion.area.low > 0 and deletion.area.low <= deletion.area.value <= deletion.area.high
-    assert [(found.verdict, found.rule) for found in report.findings] == [("pass", "explain: deletion")]
+    # The vectors of this tiny model are small, so that its layer norms bend sharply beside the baseline.
+    assert [(found.verdict, found.rule) for found in report.findings] == [
+        ("warn", "explain: convergence"),
+        ("pass", "explain: deletion"),
+    ]
     found = {top.word: top for top in report.top_words["good"]}
     # A word of two pieces. What speaks for "bad" is mostly that it is not there.
     assert len(found) == 4 and found["wonderful"].rows == len(TEST) // 2
@@ -192,7 +196,7 @@ def test_the_planted_word_is_what_counts(paths: ExplainPaths) -> None:
             assert next(word for word in example.words if word.text == "wonderful").attribution > 0
         total = sum(word.attribution for word in example.words)
         assert total == pytest.approx(example.value - example.baseline, abs=example.delta + 1e-3)
-    assert report.convergence.max < 0.1 * report.convergence.mean_difference
+    assert report.convergence.mean > 0.1 * report.convergence.mean_difference
     lines = (paths.explain_plots / "deletion.csv").read_text().splitlines()
     assert lines[0] == '"fraction","top","random"' and len(lines) == 4
     assert [float(value) for value in lines[2].split(",")] == [0.2, deletion.top[1], deletion.random[1]]
@@ -210,7 +214,7 @@ def test_an_error_and_its_neighbours(tmp_path: Path, model: Path) -> None:
         "rows_kept": 2,
         "dropped": {"not_drawn": 3},
     }
-    assert report.findings[0].verdict == "insufficient" and MIN_ROWS > 2
+    assert report.findings[1].verdict == "insufficient" and MIN_ROWS > 2
     (error,) = report.errors
     assert (error.row_id, error.label, error.predicted) == ("test-4", "bad", "good")
     assert next(word for word in error.words if word.text == "wonderful").attribution > 0
