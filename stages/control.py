@@ -146,10 +146,7 @@ def run(
     params: ControlParams,
     task: TaskType,
     seed: Annotated[int, Key("seed")],
-    bootstrap_samples: Annotated[int, Key("evaluate.bootstrap_samples")],
-    bins: Annotated[int, Key("evaluate.calibration_bins")],
-    level: Annotated[float, Key("evaluate.confidence_level")],
-    generation: Annotated[Any, Key("evaluate.generation")],
+    evaluate: Annotated[Any, Key("evaluate")],
 ) -> ControlReport:
     """Fit on validation, measure on test.
 
@@ -158,6 +155,7 @@ def run(
     """
     if faults := check(params, task):
         raise UserError(faults[0])
+    generation, level = evaluate.generation, evaluate.confidence_level
     if not has_probabilities(task):
         written = generation.model_dump(mode="json", exclude_unset=True) if task.generates and generation else None
         control = Control(generation=written)
@@ -169,9 +167,9 @@ def run(
     tempered = {split: controlled(table, task, Control(temperature=temperature)) for split, table in splits.items()}
 
     def measured(statistics: Mapping[str, Statistic]) -> dict[str, Estimate]:
-        return bootstrap(statistics, splits["test"].num_rows, bootstrap_samples, level, seed)
+        return bootstrap(statistics, splits["test"].num_rows, evaluate.bootstrap_samples, level, seed)
 
-    calibration = _calibration(splits, tempered, task, temperature, bins, measured)
+    calibration = _calibration(splits, tempered, task, temperature, evaluate.calibration_bins, measured)
     findings = [finding or _calibrated(calibration)] if params.calibrate else []
     abstention, points, area = None, [], None
     if task.label_kind == "one":

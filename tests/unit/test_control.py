@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -188,7 +189,8 @@ def paths(folder: Path, *tables: pa.Table) -> ControlPaths:
 
 def fit(found: ControlPaths, task: TaskType = ONE, generation: Any = None, **params: Any) -> ControlReport:
     asked = ControlParams(**{"calibrate": True, "abstain": None, **params})
-    return run(found, asked, task, seed=0, bootstrap_samples=200, bins=10, level=0.95, generation=generation)
+    evaluate = SimpleNamespace(bootstrap_samples=200, calibration_bins=10, confidence_level=0.95, generation=generation)
+    return run(found, asked, task, seed=0, evaluate=evaluate)
 
 
 # Of validation 3 to 1 are right where the model says 9 to 1, and 9 to 1 where it says 81 to 1: twice too sure.
