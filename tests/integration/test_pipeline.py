@@ -122,9 +122,9 @@ def test_the_card_goes_with_the_export_and_a_change_of_the_cost_runs_nothing(ran
     assert "Cost of compute" in (ran.root / "published/report.html").read_text(encoding="utf-8")
     assert sha256_tree(card) == before
     shutil.rmtree(ran.root / "published")
+    ran.run("git", "checkout", "--quiet", "params.yaml")
 
 
-@pytest.mark.heavy  # test_flow.py shows the same on a project of four stages
 def test_verify_hashes_the_whole_chain_and_names_each_byte_that_was_changed(ran):
     """FAULTS.md row 11: DVC says that all is up to date where an object of its cache was altered."""
     assert "every byte is as recorded" in ran.tunewright("verify").stdout
@@ -155,6 +155,7 @@ def test_verify_hashes_the_whole_chain_and_names_each_byte_that_was_changed(ran)
     assert "every byte is as recorded" in ran.tunewright("verify").stdout
 
 
+@pytest.mark.heavy  # test_flow.py shows the same on a project of four stages
 def test_dvc_alone_does_the_same_work_and_gives_the_same_lock(ran, tmp_path_factory, tiny_model):
     alone = Project.make(tmp_path_factory.mktemp("dvc"), tiny_model)
     alone.run("dvc", "repro")
