@@ -565,11 +565,12 @@ def _page(report: ExplainReport) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    filters: dict[str, Any] = {
         "decimal": lambda value, digits=4: f"{value:.{digits}f}".replace("-", "−"),
         "signed": lambda value: f"{value:+.4f}".replace("-", "−"),
         "level": lambda value: f"{100 * value:g}%",
     }
+    environment.filters |= filters
     return environment.get_template("explain.html.j2").render(report=report, weight=_weight)
 
 
