@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Judge:
         raw.parent.mkdir(parents=True, exist_ok=True)
         raw.write_text("\n".join(lines) + "\n", encoding="utf-8")
         (tmp_path / "data/accepted.json").write_text('{"accepted": null}')
+        shutil.copy(REPOSITORY / "data/lexicon.yaml", tmp_path / "data")
         yaml = YAML()
         params = yaml.load(REPOSITORY / "params.yaml")
         params["validate"]["min_rows"] = 1

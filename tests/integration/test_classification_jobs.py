@@ -50,6 +50,7 @@ def run_all(
     YAML(typ="safe").dump(params, folder / "params.yaml")
     (folder / "data").mkdir()
     (folder / "data/accepted.json").write_text('{"accepted": null}')
+    shutil.copy(REPOSITORY / "data/lexicon.yaml", folder / "data")
     Job(load_params(), Path()).run(last)
 
 
