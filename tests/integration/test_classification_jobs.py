@@ -25,7 +25,7 @@ def small(params: dict[str, Any]) -> None:
     params["fetch_model"]["model_name_or_path"] = "./tiny"
     params["validate"]["min_rows"] = 100
     params["gate_data"].update(max_label_share_gap=0.5, max_dropped_fraction=0.5)
-    params["audit_data"]["favourable_label"] = None
+    params["audit_data"].update(favourable_label=None, sensitive_features=[])
     params["tokenize"]["max_length"] = 32
     params["finetune"].update(max_steps=6, learning_rate=1e-3, eval_steps=3, logging_steps=1)
     params["baseline"].update(ngram_range=[1], C=[1.0, 10.0])
@@ -50,7 +50,6 @@ def run_all(
     YAML(typ="safe").dump(params, folder / "params.yaml")
     (folder / "data").mkdir()
     (folder / "data/accepted.json").write_text('{"accepted": null}')
-    shutil.copy(REPOSITORY / "data/lexicon.yaml", folder / "data")
     Job(load_params(), Path()).run(last)
 
 
