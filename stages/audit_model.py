@@ -90,7 +90,8 @@ class AuditModelPaths(Paths):
 
 
 class AttributeReport(BaseModel):
-    """One attribute: a column, identity terms of the text (groups may share rows), or an intersection."""
+    """One attribute: a column, identity terms of the text (groups may share rows, which no comparison of the two takes),
+    or an intersection."""
 
     name: str
     reference_group: str | None
@@ -346,12 +347,12 @@ def _findings(found: AttributeReport, favourable: str, params: AuditModelParams)
             )
         ]
     findings = []
-    a = found.groups[reference]
     for group, d in found.groups.items():
         if d.comparison is None:
             continue
-        pair = f"{found.name}: {group} ({d.rows} rows) against {reference} ({a.rows} rows)"
-        if "insufficient" in (a.state, d.state):
+        sizes = d.comparison.rows, d.comparison.reference_rows
+        pair = f"{found.name}: {group} ({sizes[0]} rows) against {reference} ({sizes[1]} rows)"
+        if min(sizes) < params.min_group_size:
             findings.append(_too_few("audit_model.min_group_size", pair, params))
             continue
         if params.disparate_impact_min is not None:
@@ -368,7 +369,7 @@ def _too_few(rule: str, found: str, params: AuditModelParams) -> Finding:
 def _judged_ratio(pair: str, favourable: str, found: Measure, params: AuditModelParams) -> Finding:
     rule, least = "audit_model.disparate_impact_min", params.disparate_impact_min or 0.0
     if found.value is None or found.low is None or found.high is None:
-        return _too_few(rule, f"{pair}: no `{favourable}` is predicted of the reference group", params)
+        return _too_few(rule, f"{pair}: ratio of `{favourable}` predicted of {found.rows} rows", params)
     outside = found.high < least or found.low > 1 / least
     gated = found.rows >= params.min_gate_group_size
     verdict: Verdict = "pass"

@@ -1,7 +1,9 @@
 """How a classifier treats groups of rows: rates by group, each group against a reference group, and AUCs by group.
 
 The metrics by group come out of Fairlearn's MetricFrame. A group's rates are of the favourable label against all
-others; groups may share rows (a text can name two), so each group is taken as a sample of its own.
+others. Groups may share rows (a text can name two): a group's own rates are of all its rows, and a comparison of two
+groups is over the rows that are in one and not in the other, so that both samples are independent and Newcombe's and
+the log-ratio's intervals hold. AUCs are by mention, as Borkan et al. define them.
 
 Notation: a the reference group, d the group under test; q̂ the rate of favourable predictions.
 """
@@ -16,9 +18,9 @@ from pydantic import BaseModel, ConfigDict
 
 from tunewright.statistics import (
     expected_calibration_error,
+    log_ratio_interval,
     macro_f1,
     newcombe_interval,
-    ratio_interval,
     stratified_bootstrap,
     wilson_interval,
 )
@@ -62,15 +64,20 @@ class Measure(BaseModel):
 
 
 class Comparison(BaseModel):
-    """One group d against the reference group a. Every interval is adjusted for the number of groups compared.
+    """One group d against the reference group a, without the rows that are in both. Every interval is adjusted for the
+    number of groups compared.
 
     Sources: SageMaker Clarify's public formulas (DPPL, DI, RD, AD, TE).
     """
 
+    rows: int
+    """Of d alone."""
+    reference_rows: int
+    """Of a alone."""
     selection_rate_difference: Measure
     """DPPL = q̂_a − q̂_d."""
     disparate_impact: Measure
-    """DI = q̂_d / q̂_a."""
+    """DI = q̂_d / q̂_a with 0.5 added to every count, as its interval has it (`statistics.log_ratio_interval`)."""
     recall_difference: Measure
     """RD = TPR_a − TPR_d."""
     false_positive_rate_difference: Measure
@@ -101,8 +108,8 @@ class Group(BaseModel):
 
 
 class Across(BaseModel):
-    """Over all groups of enough rows, the largest against the smallest, as Fairlearn has them. None where a group has
-    not one row of a kind that a rate needs."""
+    """Over all groups of enough rows, the largest against the smallest, as Fairlearn has them; rows of two groups count
+    in both. None where a group has not one row of a kind that a rate needs."""
 
     groups: list[str]
     demographic_parity_difference: Measure
@@ -169,11 +176,21 @@ def measure_groups(
     counts = {group: _Counts.of(scored, rows) for group, rows in members.items()}
     frame = _by_group(scored, members)
     enough = [group for group, found in counts.items() if found.rows >= rules.min_group_size]
-    compared = [group for group in enough if group != reference] if reference in enough else []
+    pairs = {} if reference is None else {d: _pair(members, reference, d) for d in members if d != reference}
+    sides = {group: (_Counts.of(scored, a), _Counts.of(scored, d)) for group, (a, d) in pairs.items()}
+    compared = [group for group, (a, d) in sides.items() if min(a.rows, d.rows) >= rules.min_group_size]
     level = 1 - (1 - rules.confidence_level) / max(len(compared), 1)
-    statistics = _statistics(scored, members, enough, reference, rules.calibration_bins)
+    statistics = _statistics(scored, members, enough, rules.calibration_bins)
+    strata = {group: members[group] for group in enough}
+    for group in compared:
+        names = []
+        for whole, other, rows in zip((reference, group), (group, reference), pairs[group], strict=True):
+            # Where no row is shared, both are the groups' own strata: nothing is drawn twice.
+            names.append(str(whole) if len(rows) == len(members[str(whole)]) else f"{whole} without {other}")
+            strata[names[-1]] = rows
+        statistics[f"treatment_equality {group}"] = _treatment_equality(scored, pairs[group], names)
     levels = {name: level if name.startswith("treatment_equality") else rules.confidence_level for name in statistics}
-    sizes = {group: counts[group].rows for group in enough}
+    sizes = {name: len(rows) for name, rows in strata.items()}
     drawn = stratified_bootstrap(statistics, sizes, rules.bootstrap_samples, levels, rules.seed)
 
     def drawn_measure(name: str, value: float | None, rows: int) -> Measure:
@@ -181,12 +198,14 @@ def measure_groups(
         return Measure(value=value, low=low, high=high, rows=rows)
 
     def comparison(group: str) -> Comparison | None:
-        if reference is None or group == reference:
+        if group not in sides:
             return None
-        a, d = counts[reference], counts[group]
+        a, d = sides[group]
         errors_a, errors_d = _treatment(a), _treatment(d)
         treatment = None if errors_a is None or errors_d is None else errors_d - errors_a
         return Comparison(
+            rows=d.rows,
+            reference_rows=a.rows,
             **{name: _difference(a, d, rate, level, rules) for name, rate in DIFFERENCES.items()},
             disparate_impact=_ratio(a, d, level, rules),
             treatment_equality=drawn_measure(f"treatment_equality {group}", treatment, min(a.rows, d.rows)),
@@ -345,8 +364,42 @@ def _across(scored: Scored, members: Mapping[str, Sequence[int]], enough: Sequen
     }
 
 
+def _pair(members: Mapping[str, Sequence[int]], a: str, d: str) -> tuple[list[int], list[int]]:
+    """The rows of each of two groups that are not in the other."""
+    of_a, of_d = set(members[a]), set(members[d])
+    return [row for row in members[a] if row not in of_d], [row for row in members[d] if row not in of_a]
+
+
+def _cells(scored: Scored, rows: Sequence[int]) -> np.ndarray:
+    """Each row's cell (N, 4) of 0 and 1: TP, FP, FN, TN."""
+    import numpy as np
+
+    positive = scored.labels[list(rows)] == scored.favourable
+    selected = scored.predicted[list(rows)] == scored.favourable
+    cells = [positive & selected, ~positive & selected, positive & ~selected, ~positive & ~selected]
+    return np.stack(cells, axis=1).astype(float)
+
+
+def _treatment_equality(
+    scored: Scored, pair: tuple[Sequence[int], Sequence[int]], strata: Sequence[str]
+) -> StratifiedStatistic:
+    """FN_d / FP_d − FN_a / FP_a of the strata a and d, undefined without a false positive."""
+    import numpy as np
+
+    cells = {name: _cells(scored, rows) for name, rows in zip(strata, pair, strict=True)}
+
+    def errors(weights: Mapping[str, np.ndarray], stratum: str) -> np.ndarray:
+        _, false, missed, _ = (weights[stratum] @ cells[stratum]).T
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found: np.ndarray = np.where(false > 0, missed / false, np.nan)
+        return found
+
+    a, d = strata
+    return lambda weights: errors(weights, d) - errors(weights, a)
+
+
 def _statistics(
-    scored: Scored, members: Mapping[str, Sequence[int]], enough: Sequence[str], reference: str | None, bins: int
+    scored: Scored, members: Mapping[str, Sequence[int]], enough: Sequence[str], bins: int
 ) -> dict[str, StratifiedStatistic]:
     """What has no formula for its interval, of groups of enough rows: name → function of the weights by group."""
     import numpy as np
@@ -356,11 +409,7 @@ def _statistics(
     for group in enough:
         rows = list(members[group])
         labels, predicted, sure = scored.labels[rows], scored.predicted[rows], scored.probabilities[rows]
-        positive, selected = labels == scored.favourable, predicted == scored.favourable
-        # Columns: TP, FP, FN, TN.
-        cells[group] = np.stack(
-            [positive & selected, ~positive & selected, positive & ~selected, ~positive & ~selected], axis=1
-        ).astype(float)
+        cells[group] = _cells(scored, rows)
         found[f"macro_f1 {group}"] = _within(group, macro_f1(labels, predicted, len(scored.names)))
         found[f"calibration_error {group}"] = _within(group, expected_calibration_error(sure, labels, bins))
 
@@ -371,11 +420,7 @@ def _statistics(
                 "selected": (hits + false) / (hits + false + missed + right),
                 "recall": hits / (hits + missed),
                 "false": false / (false + right),
-                "errors": np.where(false > 0, missed / false, np.nan),
             }
-
-    def treatment(group: str) -> StratifiedStatistic:
-        return lambda weights: shares(weights, group)["errors"] - shares(weights, str(reference))["errors"]
 
     def extent(rates: Sequence[str], ratio: bool) -> StratifiedStatistic:
         def statistic(weights: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -392,8 +437,6 @@ def _statistics(
 
         return statistic
 
-    if reference in enough:
-        found |= {f"treatment_equality {group}": treatment(group) for group in enough if group != reference}
     if len(enough) > 1:
         found["demographic_parity_difference"] = extent(["selected"], ratio=False)
         found["demographic_parity_ratio"] = extent(["selected"], ratio=True)
@@ -463,15 +506,14 @@ def _difference(a: _Counts, d: _Counts, rate: str, level: float, rules: Rules) -
 
 
 def _ratio(a: _Counts, d: _Counts, level: float, rules: Rules) -> Measure:
-    """DI. Where nothing of the reference group is predicted favourable there is no ratio."""
+    """DI, with 0.5 added to every count."""
     rows = min(a.rows, d.rows)
-    if not rows or not a.selected:
-        return Measure(value=None, rows=rows)
-    value = (d.selected / d.rows) / (a.selected / a.rows)
+    if not rows:
+        return Measure(value=None, rows=0)
+    found = log_ratio_interval(d.selected, d.rows, a.selected, a.rows, level)
     if rows < rules.min_group_size:
-        return Measure(value=value, rows=rows)
-    low, high = ratio_interval(d.selected, d.rows, a.selected, a.rows, level)
-    return Measure(value=value, low=low, high=high, rows=rows)
+        return Measure(value=found.value, rows=rows)
+    return Measure(**found.model_dump(), rows=rows)
 
 
 def _auc(positive: np.ndarray, negative: np.ndarray, rules: Rules) -> Measure:

@@ -86,43 +86,23 @@ def newcombe_interval(
     )
 
 
-def ratio_interval(
-    successes_d: int, n_d: int, successes_a: int, n_a: int, confidence_level: float
-) -> tuple[float, float]:
-    """The interval of the ratio p_d / p_a of two independent rates: normal in its logarithm, with 0.5 added to all four
-    counts, and drawn out to the ratio itself where that lies outside.
-
-    Raises
-        ValueError  where a group has no row, or the second one no success: then there is no ratio.
-
-    Source: D. Katz et al., Obtaining confidence intervals for the risk ratio in cohort studies, Biometrics 34 (1978);
-    the 0.5: J. B. S. Haldane, The estimation and significance of the logarithm of a ratio of frequencies, Annals of
-    Human Genetics 20 (1956).
-    """
-    if not n_d or not n_a or not successes_a:
-        raise ValueError(f"no ratio of {successes_d} of {n_d} to {successes_a} of {n_a}")
-    d, a = successes_d + 0.5, successes_a + 0.5
-    middle = math.log(d / (n_d + 1)) - math.log(a / (n_a + 1))
-    spread = math.sqrt(1 / d - 1 / (n_d + 1) + 1 / a - 1 / (n_a + 1))
-    z = NormalDist().inv_cdf((1 + confidence_level) / 2)
-    ratio = (successes_d / n_d) / (successes_a / n_a)
-    return min(math.exp(middle - z * spread), ratio), max(math.exp(middle + z * spread), ratio)
-
-
 def log_ratio_interval(
     successes_d: float, n_d: float, successes_a: float, n_a: float, confidence_level: float
 ) -> Estimate:
-    """The ratio of two independent rates p_d / p_a and its interval on the log scale, with 0.5 added to both counts and
-    to both sizes, so that a count of 0 has a finite ratio:
+    """The ratio of two independent rates p_d / p_a and its interval, normal in its logarithm, with 0.5 added to each of
+    the four counts (x successes and n − x others): 0 and n successes have a finite ratio too, and no certainty.
 
-        R = [(x_d + ½) / (n_d + ½)] / [(x_a + ½) / (n_a + ½)]
-        R · exp(± z √(1/(x_d + ½) − 1/(n_d + ½) + 1/(x_a + ½) − 1/(n_a + ½)))
+        R = [(x_d + ½) / (n_d + 1)] / [(x_a + ½) / (n_a + 1)]
+        R · exp(± z √(1/(x_d + ½) − 1/(n_d + 1) + 1/(x_a + ½) − 1/(n_a + 1)))
+
+    Of weighed rows the counts may be fractions.
 
     Sources: D. Katz et al., Obtaining confidence intervals for the risk ratio in cohort studies, Biometrics 34 (1978);
-    J. Pettigrew, J. Gart, D. Thomas, The bias and higher cumulants of the logarithm of a binomial variate, Biometrika
-    73 (1986), for the halves.
+    the halves: J. B. S. Haldane, The estimation and significance of the logarithm of a ratio of frequencies, Annals of
+    Human Genetics 20 (1956), for the risk ratio as in the Cochrane Handbook (2011), section 16.9.2. With n + ½ in the
+    place of n + 1 the interval of two rates of 1 would have no width.
     """
-    x_d, m_d, x_a, m_a = (count + 0.5 for count in (successes_d, n_d, successes_a, n_a))
+    x_d, x_a, m_d, m_a = successes_d + 0.5, successes_a + 0.5, n_d + 1, n_a + 1
     log_ratio = math.log(x_d / m_d) - math.log(x_a / m_a)
     half = NormalDist().inv_cdf((1 + confidence_level) / 2) * math.sqrt(1 / x_d - 1 / m_d + 1 / x_a - 1 / m_a)
     return Estimate(value=math.exp(log_ratio), low=math.exp(log_ratio - half), high=math.exp(log_ratio + half))

@@ -324,9 +324,9 @@ def test_every_measure_by_hand(tmp_path: Path) -> None:
     assert found.demographic_disparity == close(60 / 120 - 20 / 80)
     # cook: 110 rows, 25 accepted, 85 rejected; smith: 90 rows, 55 accepted, 35 rejected.
     assert found.conditional_demographic_disparity == close((110 * (45 / 85 - 5 / 25) + 90 * (15 / 35 - 15 / 55)) / 200)
-    # (20 + ½)/(80 + ½) over (60 + ½)/(120 + ½), and z of 95% = 1.959963984540054
-    ratio = (20.5 / 80.5) / (60.5 / 120.5)
-    spread = math.exp(1.959963984540054 * math.sqrt(1 / 20.5 - 1 / 80.5 + 1 / 60.5 - 1 / 120.5))
+    # (20 + ½)/(80 + 1) over (60 + ½)/(120 + 1), and z of 95% = 1.959963984540054
+    ratio = (20.5 / 81) / (60.5 / 121)
+    spread = math.exp(1.959963984540054 * math.sqrt(1 / 20.5 - 1 / 81 + 1 / 60.5 - 1 / 121))
     assert found.disparate_impact == close(ratio)
     assert (found.impact_low, found.impact_high) == (close(ratio / spread), close(ratio * spread))
     assert found.intervals_by_label is not None

@@ -161,7 +161,8 @@ def test_a_biased_model_closes_the_gate(tmp_path: Path, tuned: Path) -> None:
     assert found.reference_group == "women" and men.comparison is not None
     # All women are predicted positive, no men; accuracy is one half of both.
     assert (men.selection_rate.value, found.groups["women"].selection_rate.value) == (0.0, 1.0)
-    assert (men.comparison.disparate_impact.value, men.comparison.recall_difference.value) == (0.0, 1.0)
+    assert men.comparison.disparate_impact.value == pytest.approx(0.5 / 200.5, abs=1e-9)
+    assert men.comparison.recall_difference.value == 1.0
     assert men.comparison.accuracy_difference.value == 0.0
     flipped = report.counterfactuals["text.gender"]
     assert (flipped.flips, flipped.flip_rate.value) == (400, 1.0)
@@ -211,6 +212,22 @@ def test_groups_of_a_few_rows_are_never_a_pass(tmp_path: Path, tuned: Path) -> N
     assert len(report.findings) == 2
     assert verdict_of(tmp_path, report).open
     assert not verdict_of(tmp_path, report, require_assessed=True).open
+
+
+def test_texts_that_mention_both_groups_are_not_compared(tmp_path: Path, tuned: Path) -> None:
+    report = audit(write(tmp_path, tuned, [*biased(120), *["she film he"] * 100]))
+    (found,) = report.attributes
+    men = found.groups["men"]
+    assert men.comparison is not None
+    # 220 rows mention women, 220 mention men, 100 of them both; the rates are of all, the comparison of 120 each.
+    assert (men.rows, men.selection_rate.value) == (220, 100 / 220)
+    assert (men.comparison.rows, men.comparison.reference_rows) == (120, 120)
+    assert men.comparison.selection_rate_difference.value == 1.0
+    assert "men (120 rows) against women (120 rows)" in report.findings[0].found
+    (aucs,) = [one for one in found.aucs if one.group == "men"]
+    assert aucs.subgroup_auc.rows == 110 and aucs.bpsn_auc.rows == 60  # by mention: a row of both is no background
+    few = audit(write(tmp_path / "few", tuned, [*biased(20), *["she film he"] * 100]))
+    assert rules(few, "insufficient")[0] == "audit_model.min_group_size"
 
 
 def test_limits_that_are_not_set_judge_nothing(tmp_path: Path, tuned: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from tunewright.group_metrics import Group, Rules, Scored, auc, group_aucs, measure_groups
-from tunewright.statistics import newcombe_interval, ratio_interval, stratified_bootstrap, wilson_interval
+from tunewright.statistics import log_ratio_interval, newcombe_interval, stratified_bootstrap, wilson_interval
 
 A = [(1, 1)] * 4 + [(0, 1)] + [(1, 0)] * 2 + [(0, 0)] * 3
 D = [(1, 1)] + [(0, 1)] + [(1, 0)] * 2 + [(0, 0)] * 2
@@ -62,13 +62,15 @@ def test_a_group_against_the_reference_by_hand() -> None:
     found = groups["d"].comparison
     assert found is not None and groups["a"].comparison is None
     assert found.selection_rate_difference.value == pytest.approx(5 / 10 - 2 / 6, abs=EXACT)
-    assert found.disparate_impact.value == pytest.approx((2 / 6) / (5 / 10), abs=EXACT)
+    assert found.disparate_impact.value == pytest.approx((2.5 / 7) / (5.5 / 11), abs=EXACT)
+    assert (found.rows, found.reference_rows) == (6, 10)
     assert found.recall_difference.value == pytest.approx(4 / 6 - 1 / 3, abs=EXACT)
     assert found.false_positive_rate_difference.value == pytest.approx(1 / 4 - 1 / 3, abs=EXACT)
     assert found.accuracy_difference.value == pytest.approx(7 / 10 - 3 / 6, abs=EXACT)
     assert found.treatment_equality.value == pytest.approx(2 / 1 - 2 / 1, abs=EXACT)
     assert (found.recall_difference.low, found.recall_difference.high) == newcombe_interval(4, 6, 1, 3, 0.9)
-    assert (found.disparate_impact.low, found.disparate_impact.high) == ratio_interval(2, 6, 5, 10, 0.9)
+    ratio = log_ratio_interval(2, 6, 5, 10, 0.9)
+    assert (found.disparate_impact.low, found.disparate_impact.high) == (ratio.low, ratio.high)
     assert (found.disparate_impact.rows, found.recall_difference.rows) == (6, 3)
 
 
@@ -84,21 +86,6 @@ def test_across_groups_as_fairlearn_has_it() -> None:
     for name in ("demographic_parity_difference", "demographic_parity_ratio", "equalized_odds_difference"):
         theirs = getattr(fairlearn.metrics, name)(rows.labels, rows.predicted, sensitive_features=names)
         assert getattr(across, name).value == pytest.approx(theirs, abs=EXACT)
-
-
-def test_the_interval_of_a_ratio_by_hand() -> None:
-    # 0.5 in each of the four cells: 2.5 of 7 against 5.5 of 11.
-    middle, spread = math.log((2.5 / 7) / (5.5 / 11)), math.sqrt(1 / 2.5 - 1 / 7 + 1 / 5.5 - 1 / 11)
-    low, high = ratio_interval(2, 6, 5, 10, 0.95)
-    assert low == pytest.approx(math.exp(middle - 1.959963984540054 * spread), abs=EXACT)
-    assert high == pytest.approx(math.exp(middle + 1.959963984540054 * spread), abs=EXACT)
-    # Nobody of d is selected: the ratio is 0, which its interval reaches.
-    assert ratio_interval(0, 50, 25, 50, 0.95)[0] == 0.0
-    # Everybody is selected in both: not certain of 1.
-    low, high = ratio_interval(50, 50, 50, 50, 0.95)
-    assert low < 1 < high
-    with pytest.raises(ValueError, match="no ratio"):
-        ratio_interval(3, 6, 0, 10, 0.95)
 
 
 def test_too_few_rows_have_values_and_no_interval() -> None:
@@ -120,7 +107,10 @@ def test_what_has_no_rows_has_no_value() -> None:
     assert groups["d"].true_positive_rate.value is None and groups["d"].true_positive_rate.rows == 0
     found = groups["d"].comparison
     assert found is not None and across is not None
-    assert (found.disparate_impact.value, found.treatment_equality.value, found.recall_difference.value) == (None,) * 3
+    assert (found.treatment_equality.value, found.recall_difference.value) == (None, None)
+    # Nothing is selected in either group of three: even, and far from certain of it.
+    assert found.disparate_impact.value == 1.0
+    assert found.disparate_impact.low is not None and found.disparate_impact.low < 0.1
     assert across.demographic_parity_difference.value == 0.0
     assert across.demographic_parity_ratio.value is None and across.equalized_odds_difference.value is None
 
@@ -141,6 +131,33 @@ def test_groups_may_share_rows_and_labels_may_be_many() -> None:
     assert groups["both"].accuracy.value == pytest.approx(2 / 3, abs=EXACT)
     assert groups["other"].macro_f1.value == pytest.approx((0 + 2 / 3 + 2 / 3) / 3, abs=EXACT)
     assert groups["other"].false_positive_rate.value == pytest.approx(1 / 2, abs=EXACT)
+
+
+def test_two_groups_are_compared_without_the_rows_of_both() -> None:
+    """Ten rows of a and six of d by themselves, and four of both: those count in the rates, and in no comparison."""
+    rows = scored(A + D + [(1, 1), (1, 1), (0, 1), (0, 0)], [*SURE, 0.7, 0.7, 0.7, 0.7])
+    both = range(16, 20)
+    members = {"a": [*range(10), *both], "d": [*range(10, 16), *both]}
+    groups, across, _ = measure_groups(rows, members, "a", RULES)
+    alone = measured()["d"].comparison
+    found = groups["d"].comparison
+    assert found is not None and alone is not None
+    assert (groups["a"].rows, groups["d"].rows, found.reference_rows, found.rows) == (14, 10, 10, 6)
+    assert groups["d"].accuracy.value == pytest.approx((3 + 3) / 10, abs=EXACT)
+    without_bootstrap = {"treatment_equality"}
+    assert found.model_dump(exclude=without_bootstrap) == alone.model_dump(exclude=without_bootstrap)
+    assert found.treatment_equality.value == alone.treatment_equality.value
+    # Over all groups, and in AUCs, a row counts wherever it is a member.
+    assert across is not None
+    assert across.demographic_parity_difference.value == pytest.approx(8 / 14 - 5 / 10, abs=EXACT)
+
+
+def test_a_group_that_stands_only_beside_the_reference_is_not_compared() -> None:
+    rows = scored(A + D, SURE)
+    groups, _, level = measure_groups(rows, {"a": range(16), "d": range(10, 16)}, "a", RULES)
+    found = groups["d"].comparison
+    assert found is not None and (found.rows, found.reference_rows, level) == (0, 10, 0.9)
+    assert (found.disparate_impact.value, found.accuracy_difference.value, found.accuracy_difference.low) == (None,) * 3
 
 
 def test_a_small_group_keeps_its_rows_in_every_resample() -> None:

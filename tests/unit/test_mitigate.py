@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pydantic import ValidationError
@@ -14,12 +15,19 @@ from benchmarks import planted
 from stages.audit_data import AuditDataParams
 from stages.audit_data import AuditDataPaths as AuditPaths
 from stages.audit_data import run as audit_data
+from stages.finetune import FinetunePaths
+from stages.finetune import run as finetune
 from stages.mitigate import MitigateParams, MitigatePaths, MitigateReport, check, run
+from stages.tokenize import TokenizeParams, TokenizePaths
+from stages.tokenize import run as tokenize
+from tests.passing import let_through
 from tests.unit.test_audit_data import BASE, LEXICON, PLANTED
+from tests.unit.test_finetune import params as finetune_params
 from tests.unit.test_report import make_changed_page
 from tests.unit.test_threshold_policy import policy
+from tunewright.compute import open_tuned, predict, read_tokens
 from tunewright.errors import UserError
-from tunewright.files import read_parquet, write_parquet
+from tunewright.files import read_parquet, write_json, write_parquet
 from tunewright.task_types import text_regression
 from tunewright.task_types.text_classification import Task, TaskParams
 
@@ -152,6 +160,60 @@ def test_the_report_is_finite_json(tmp_path: Path) -> None:
     # Women have no positive row, so no weight can give them one.
     assert report.after is not None
     assert report.after.groups["women"].favourable_rate == 0
+
+
+def test_the_weights_reach_the_loss(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mitigate → tokenize → finetune. A model that has learned the planted bias, 3 to 1 either way, is trained on for
+    one step over all rows: the loss of that step is the mean of w · −ln p, which a mean without weights is far from."""
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"text": text, "label": label}
+        for text, label, count in [
+            ("he", "positive", 48),
+            ("he", "negative", 16),
+            ("she", "positive", 16),
+            ("she", "negative", 48),
+        ]
+        for _ in range(count)
+    ]
+    mitigate(tmp_path, rows, "reweigh", sensitive_features=["text.gender"])
+    weights = read_parquet(tmp_path / "weights.parquet")
+    for split in ("validation", "test"):
+        write_parquet(read_parquet(tmp_path / "prepared/train.parquet"), tmp_path / f"prepared/{split}.parquet")
+    write_json(Path("features/features.json"), {"applies": False})
+
+    def train(base: Path, tuned: Path, mitigated: Any, **changes: Any) -> float:
+        """The loss of the first step."""
+        passed = Path("passed")
+        tokens = TokenizePaths(
+            prepared=Path("prepared"),
+            training_weights=let_through(Path("prepared"), passed, mitigated),
+            data_passed=passed,
+            base_model=base,
+            tokens=Path("tokens"),
+            tokenize_plots=Path("plots"),
+        )
+        tokenize(tokens, TokenizeParams(max_length=8), TASK)
+        paths = FinetunePaths(
+            tokens=Path("tokens"),
+            base_model=base,
+            find_lr_report=Path("find_lr.json"),
+            features=Path("features"),
+            tuned_model=tuned,
+            curves=Path("curves"),
+        )
+        settings = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "logging_steps": 1, **changes}
+        return float(finetune(paths, finetune_params(**settings), TASK, seed=1, num_threads=1).history[0]["loss"])
+
+    biased, every_row = Path("biased"), {"per_device_train_batch_size": len(rows), "max_steps": 1, "eval_steps": 1}
+    train(tiny_model, biased, None, max_steps=32, eval_steps=32, per_device_train_batch_size=32)
+    logits = predict(open_tuned(TASK, biased).eval(), TASK, read_tokens(Path("tokens/train.arrow")), 64, 0)
+    labels = np.array([TASK.label_names.index(row["label"]) for row in rows])
+    losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(rows)), labels]
+    weighed = float((weights["weight"].to_numpy() * losses).mean())
+    assert weighed > float(losses.mean()) + 0.1
+    assert train(biased, Path("plain"), None, **every_row) == pytest.approx(float(losses.mean()), abs=1e-4)
+    assert train(biased, Path("weighed"), weights, **every_row) == pytest.approx(weighed, abs=1e-4)
 
 
 def test_the_page_shows_the_groups_the_mitigation_and_the_policy(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from tunewright.statistics import (
     error_reduction,
     expected_calibration_error,
     jensen_shannon_divergence,
+    log_ratio_interval,
     macro_f1,
     mean,
     newcombe_interval,
@@ -67,6 +68,21 @@ def test_more_successes_than_rows_are_a_defect() -> None:
 def test_newcombe_as_published() -> None:
     # Newcombe (1998), table II, (a) 56/70 − 48/80, method 10.
     assert newcombe_interval(56, 70, 48, 80, 0.95) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+
+
+def test_the_ratio_of_two_rates_by_hand() -> None:
+    # 0.5 in each of the four counts: 2.5 of 7 against 5.5 of 11.
+    found = log_ratio_interval(2, 6, 5, 10, 0.95)
+    ratio = (2.5 / 7) / (5.5 / 11)
+    factor = math.exp(1.959963984540054 * math.sqrt(1 / 2.5 - 1 / 7 + 1 / 5.5 - 1 / 11))
+    assert (found.value, found.low, found.high) == pytest.approx((ratio, ratio / factor, ratio * factor), abs=1e-9)
+    # Nobody of either: even, and not certain of it. Nobody of the second alone: large, and finite.
+    nobody = log_ratio_interval(0, 50, 0, 50, 0.95)
+    assert nobody.value == 1 and nobody.low < 0.05 and nobody.high > 20
+    assert log_ratio_interval(25, 50, 0, 50, 0.95).value == pytest.approx(25.5 / 0.5, abs=1e-9)
+    # Everybody of both: not certain either.
+    everybody = log_ratio_interval(50, 50, 50, 50, 0.95)
+    assert everybody.value == 1 and everybody.low < 0.98 and everybody.high > 1.02
 
 
 def test_newcombe_by_hand() -> None:
