@@ -1,11 +1,12 @@
 """What a mitigation of the data does to a model: flips and AUCs by group, without and with it.
 
-    python -m benchmarks.mitigation [ROWS]
+    python -m benchmarks.mitigation [METHOD] [ROWS]
 
 Real movie reviews that mention nobody get a first sentence about a woman or a man. In ROWS rows of train (1,200), and
 in validation, nine of ten favourable reviews get a man and nine of ten unfavourable ones a woman: DPL 0.8. In the 400
-rows of test both labels have as many of either. The base model of params.yaml is trained three times, through the
-stages `mitigate`, `tokenize` and `finetune`, and measured on test by what the stage `audit_model` measures with.
+rows of test both labels have as many of either. The base model of params.yaml is trained twice, as the rows are and as METHOD
+mends them (reweigh, or resample), through the stages `mitigate`, `tokenize` and `finetune`, and measured on test by what
+the stage `audit_model` measures with.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ WOMEN = (
 )
 
 
-def main(rows: int) -> None:
+def main(chosen: str, rows: int) -> None:
     import pyarrow as pa
 
     params: Any = load_params()
@@ -77,7 +78,7 @@ def main(rows: int) -> None:
             listed = [{"row_id": f"{split}{at}", **row} for at, row in enumerate(made)]
             write_parquet(pa.Table.from_pylist(listed), Path(f"prepared/{split}.parquet"))
         write_json(Path("features/features.json"), {"applies": False})
-        for method in ("none", "reweigh", "resample"):
+        for method in ("none", chosen):
             started = time.perf_counter()
             gap = mitigated(method, lexicon_file, params, task, audit)
             model = trained(params, task, base)
@@ -214,4 +215,4 @@ def shown(measure: Measure) -> str:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else ROWS)
+    main(*((sys.argv[1:] or ["reweigh"])[:1]), int((sys.argv[2:] or [ROWS])[0]))
