@@ -4,9 +4,9 @@
 
 Real movie reviews that mention nobody get a first sentence about a woman or a man. In ROWS rows of train (1,200), and
 in validation, nine of ten favourable reviews get a man and nine of ten unfavourable ones a woman: DPL 0.8. In the 400
-rows of test both labels have as many of either. The base model of params.yaml is trained twice, as the rows are and as METHOD
-mends them (reweigh, or resample), through the stages `mitigate`, `tokenize` and `finetune`, and measured on test by what
-the stage `audit_model` measures with.
+rows of test both labels have as many of either. The base model of params.yaml is trained twice, as the rows are and as
+METHOD mends them (reweigh, or resample), through the stages `mitigate`, `tokenize` and `finetune`, and measured on test
+by what the stage `audit_model` measures with.
 """
 
 from __future__ import annotations
@@ -122,9 +122,7 @@ def mitigated(method: str, lexicon: Path, params: Any, task: Any, audit: Any) ->
         method=method,  # type: ignore[arg-type]
         sensitive_feature=None if method == "none" else "text.gender",
     )
-    paths = mitigate.MitigatePaths(
-        prepared=Path("prepared"), lexicon=lexicon, training_weights=Path("weights.parquet")
-    )
+    paths = mitigate.MitigatePaths(prepared=Path("prepared"), lexicon=lexicon, training_weights=Path("weights.parquet"))
     report = mitigate.run(paths, chosen, task, audit, params.prepare.privacy, params.seed)
     write_json(
         Path("passed"),

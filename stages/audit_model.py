@@ -90,8 +90,8 @@ class AuditModelPaths(Paths):
 
 
 class AttributeReport(BaseModel):
-    """One attribute: a column, identity terms of the text (groups may share rows, which no comparison of the two takes),
-    or an intersection."""
+    """One attribute: a column, identity terms of the text, or an intersection. Groups of a text may share rows, which
+    no comparison of the two takes."""
 
     name: str
     reference_group: str | None

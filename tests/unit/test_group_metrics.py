@@ -5,8 +5,6 @@ Reference group a, 10 rows: TP 4, FP 1, FN 2, TN 3.   Group d, 6 rows: TP 1, FP 
 
 from __future__ import annotations
 
-import math
-
 import fairlearn.metrics
 import numpy as np
 import pytest
