@@ -6,8 +6,8 @@
 Any number of rows and tokens. Labels as PyTorch takes them: (B,) of int32 where a row has one label; (B, L) of float32
 where it may have several; (B,) of float32 where it is a number; (B, T) of int32 where each token has one, −100 where
 none is asked for. Plain descent, v ← v − learning_rate · ∂loss/∂v, keeps no state: the SavedModel is as large as the
-weights, and a step is PyTorch's own to a rounding. For any other optimizer the loaded model has `trainable_variables`,
-named as in the safetensors, and `loss(input_ids, attention_mask, labels)`. There is no dropout.
+weights, and a step is PyTorch's own to a rounding. For any other optimizer the loaded model has `weights`, its
+variables by their names in the safetensors, and `loss(input_ids, attention_mask, labels)`. There is no dropout.
 
 The model is our own, in TensorFlow alone: Keras's ports of it differ in silence (docs/formats.md).
 
