@@ -34,7 +34,7 @@ class CardPaths(Paths):
     ingest_report: Dep
     prepare_report: Dep
     audit_data_report: Dep
-    audit_model_report: Dep
+    mitigate_report: Dep
     check_leaks_report: Dep
     fetch_model_report: Dep
     init_model_report: Dep
@@ -42,6 +42,11 @@ class CardPaths(Paths):
     baseline_report: Dep
     evaluate_base_report: Dep
     evaluate_report: Dep
+    suites_report: Dep
+    control_report: Dep
+    audit_model_report: Dep
+    explain_report: Dep
+    memorization_report: Dep
     verdict_report: Dep
     card: Out
 
@@ -98,13 +103,14 @@ def run(
     training: Annotated[Any, Key("finetune")],
     max_length: Annotated[int, Key("tokenize.max_length")],
     confidence_level: Annotated[float, Key("evaluate.confidence_level")],
+    attack_level: Annotated[float, Key("memorization.confidence_level")],
     privacy: Annotated[Any, Key("prepare.privacy")],
 ) -> CardReport:
     """Write both pages and the list of their figures."""
     facts = Facts({field.removesuffix("_report"): path for field, path in paths if field.endswith("_report")})
     masked = partial(mask, params=privacy)
     settings: dict[str, Any] = {"seed": seed, "tokenize.max_length": max_length}
-    settings |= {"evaluate.confidence_level": confidence_level}
+    settings |= {"evaluate.confidence_level": confidence_level, "memorization.confidence_level": attack_level}
     chosen = training.model_dump(mode="json", exclude_none=True)
     settings |= {f"finetune.{key}": value for key, value in chosen.items()}
     pages = {

@@ -195,22 +195,10 @@ def training(telling: Telling) -> str:
             f"{telling.words('finetune', 'metric_for_best_model')} there",
             telling.figure("finetune", "best_metric"),
         ],
-        *_privacy(telling),
         ["SHA-256 of the tuned weights", telling.code("finetune", "weights_sha256")],
         [f"SHA-256 of the model {telling.note('evaluate')}", telling.code("evaluate", "model_sha256")],
     ]
     return table(["", ""], [row for row in rows if row[1] != "–"])
-
-
-def _privacy(telling: Telling) -> list[list[str]]:
-    """The guarantee of a private training; none of any other."""
-    if telling.facts.look("finetune", "differential_privacy") is None:
-        return []
-    names = {"epsilon": "ε", "delta": "δ", "noise_multiplier": "noise", "sample_rate": "sample rate"}
-    return [
-        [f"differential privacy of each row of train: {name}", telling.figure("finetune", "differential_privacy", key)]
-        for key, name in names.items()
-    ]
 
 
 def evaluation(telling: Telling) -> str:
@@ -285,6 +273,87 @@ def found(telling: Telling, stage: str, places: Sequence[int] | None = None) -> 
     return table([f"verdict {telling.note(stage)}", "rule", "found", "expected"], rows)
 
 
+def control(telling: Telling) -> str:
+    """The temperature with what it did to the probabilities of test, and when a row is left unanswered."""
+    facts = telling.facts
+    if not facts.look("control", "applies"):
+        return ""
+    parts = []
+    if facts.look("control", "calibration", "fitted"):
+        temperature = telling.figure("control", "calibration", "temperature")
+        rows = telling.figure("control", "calibration", "validation_rows")
+        parts.append(
+            f"Logits are to be divided by a temperature of {temperature}, fitted on {rows} rows of validation; no "
+            f"predicted label changes by it. {telling.note('control')}"
+        )
+        parts.append(_calibration(telling))
+    if facts.look("control", "abstention"):
+        parts.append(_abstention(telling))
+    if parts:
+        parts.append("Transformers alone heeds none of it: `control.json` and `config.json` of the export hold it.")
+    return "\n\n".join(parts)
+
+
+def _calibration(telling: Telling) -> str:
+    rows = [
+        [
+            escape(metric.replace("_", " ")),
+            *(
+                telling.estimate("control", "calibration", "metrics", metric, when)
+                for when in ("before", "after", "change")
+            ),
+        ]
+        for metric in telling.facts.look("control", "calibration", "metrics")
+    ]
+    return table([f"on test {telling.note('control')}", "before (interval)", "after", "change, paired by row"], rows)
+
+
+def _abstention(telling: Telling) -> str:
+    place = ("control", "abstention")
+    rule = f"{telling.words(*place, 'rule')} {telling.figure(*place, 'limit')}"
+    below = telling.figure(*place, "abstain_below")
+    if below == "–":
+        head = f"No threshold keeps the rule {rule}: every row is answered."
+    else:
+        head = f"A row is left unanswered where its highest probability is below {below}, by the rule {rule}."
+    rows = [
+        [
+            split,
+            telling.figure(*place, "splits", split, "rows"),
+            telling.figure(*place, "splits", split, "answered"),
+            telling.estimate(*place, "splits", split, "coverage"),
+            telling.estimate(*place, "splits", split, "risk"),
+        ]
+        for split in SPLITS
+        if split in telling.facts.look(*place, "splits")
+    ]
+    heads = [f"answers {telling.note('control')}", "rows", "answered", "coverage (interval)", "wrong among the answers"]
+    return f"{head}\n\n{table(heads, rows)}"
+
+
+def explanation(telling: Telling) -> str:
+    """How answers were explained, how exact the attributions are, and whether deletion bears them out."""
+    if not telling.facts.look("explain", "applies"):
+        return ""
+    rows = [
+        [f"explained {telling.note('explain')}", telling.words("explain", "reason")],
+        ["by", telling.words("explain", "method")],
+        ["points of the integral", telling.figure("explain", "n_steps")],
+        ["convergence delta, mean", telling.figure("explain", "convergence", "mean")],
+        ["convergence delta, largest", telling.figure("explain", "convergence", "max")],
+        ["difference that is explained, mean", telling.figure("explain", "convergence", "mean_difference")],
+        ["deletion test: rows", telling.figure("explain", "deletion", "rows")],
+        ["deletion test: what is measured", telling.words("explain", "deletion", "measure")],
+        ["deletion test: area between the curves (interval)", telling.estimate("explain", "deletion", "area")],
+    ]
+    told = table(["", ""], [row for row in rows if row[1] != "–"])
+    if telling.facts.look("explain", "deletion"):
+        told += (
+            "\n\nAn area above zero: without the words said to count, less is left of the answer than without others."
+        )
+    return told
+
+
 def fairness_of_model(telling: Telling) -> str:
     """What the audit of the model found on test: rates by group, and answers that turn when a group's words do."""
     return found(telling, "audit_model")
@@ -320,6 +389,86 @@ def _between(telling: Telling, *place: str) -> str:
     return value if low == "–" else f"{value} ({low} to {high})"
 
 
+def mitigation(telling: Telling) -> str:
+    """What was done to the training rows against differences between groups: train before and after it."""
+    if not telling.facts.look("mitigate", "applies"):
+        return ""
+    method, feature = (telling.words("mitigate", key) for key in ("method", "sensitive_feature"))
+    rows = [
+        [
+            telling.name(group),
+            *(
+                _between(telling, "mitigate", when, "groups", group, "against_reference")
+                for when in ("before", "after")
+            ),
+        ]
+        for group, found in telling.facts.look("mitigate", "after", "groups").items()
+        if found["against_reference"]
+    ]
+    head = f"Training rows were mended by {method}, by {feature}. {telling.note('mitigate')}"
+    if not rows:
+        return head
+    reference = telling.words("mitigate", "after", "reference_group")
+    level = telling.figure("mitigate", "after", "comparison_confidence_level")
+    heads = ["in train", "difference of the favourable label's rate, before", "after"]
+    return f"{head} The reference is {reference}; each interval is of {level}.\n\n{table(heads, rows)}"
+
+
+def suites(telling: Telling) -> str:
+    """Stereotypes and hurtful words of a language model, beside its base model where that was asked."""
+    if not telling.facts.look("suites", "applies"):
+        return ""
+    return "\n\n".join(filter(None, (_preferences(telling), _written(telling))))
+
+
+def _preferences(telling: Telling) -> str:
+    asked = [
+        (model, suite, found)
+        for model, measured in telling.facts.look("suites", "models").items()
+        for suite, found in measured["pairs"].items()
+    ]
+    genders = list(dict.fromkeys(gender for _, _, found in asked for gender in found["gaps"]))
+    rows = []
+    for model, suite, _ in asked:
+        place = ("suites", "models", model, "pairs", suite)
+        rows.append(
+            [
+                telling.name(suite),
+                telling.name(model),
+                telling.figure(*place, "preference", "pairs"),
+                telling.estimate(*place, "preference", "share"),
+                *(telling.estimate(*place, "gaps", gender) for gender in genders),
+            ]
+        )
+    heads = [f"pairs of sentences {telling.note('suites')}", "model", "pairs", "stereotype preferred (interval)"]
+    told = table([*heads, *(f"{escape(gender)} − male pronouns, nats" for gender in genders)], rows)
+    return f"{told}\n\nOne half is the ideal of a preference: neither more nor less of it is better." if told else ""
+
+
+def _written(telling: Telling) -> str:
+    rows = []
+    for model, measured in telling.facts.look("suites", "models").items():
+        for suite, attributes in measured["completions"].items():
+            for attribute, found in attributes.items():
+                place = ("suites", "models", model, "completions", suite, attribute)
+                for group in found["groups"]:
+                    reference = " (reference)" if group == found["reference"] else ""
+                    rows.append(
+                        [
+                            f"{telling.name(suite)}, {telling.name(attribute)}",
+                            telling.name(model),
+                            telling.name(group) + reference,
+                            telling.figure(*place, "groups", group, "completions"),
+                            telling.estimate(*place, "groups", group, "hurtful"),
+                            telling.estimate(*place, "gaps", group, "hurtful"),
+                            telling.estimate(*place, "groups", group, "refused"),
+                            telling.estimate(*place, "gaps", group, "refused"),
+                        ]
+                    )
+    heads = [f"what was written {telling.note('suites')}", "model", "group", "texts"]
+    return table([*heads, "with a hurtful word (interval)", "difference", "refused", "difference"], rows)
+
+
 def privacy(telling: Telling) -> str:
     """Personal data in the texts, by kind; and how much of test stands in train."""
     kinds = telling.facts.look("prepare", "privacy", "kinds") or {}
@@ -345,6 +494,74 @@ def privacy(telling: Telling) -> str:
     if leaks:
         parts.append(table([f"held out {telling.note('check_leaks')}", "rows", "of which train holds most"], leaks))
     return "\n\n".join(parts)
+
+
+def differential_privacy(telling: Telling) -> str:
+    """The guarantee of a private training; nothing of any other."""
+    if telling.facts.look("finetune", "differential_privacy") is None:
+        return ""
+    names = {
+        "epsilon": "ε",
+        "delta": "δ",
+        "accountant": "accountant",
+        "noise_multiplier": "noise multiplier",
+        "max_grad_norm": "norm that each row's gradient is clipped to",
+        "sample_rate": "sample rate",
+        "steps": "steps",
+    }
+    rows = [[name, telling.figure("finetune", "differential_privacy", key)] for key, name in names.items()]
+    told = table([f"differential privacy of each row of train {telling.note('finetune')}", ""], rows)
+    return (
+        f"{told}\n\nIt is guaranteed of the weights alone, and not against whoever knows the seed among the settings."
+    )
+
+
+def memorization(telling: Telling) -> str:
+    """What the tuned model gives away of its training rows: an attack on membership, and planted secrets."""
+    return "\n\n".join(filter(None, (_attack(telling), _canaries(telling))))
+
+
+def _attack(telling: Telling) -> str:
+    place = ("memorization", "attack")
+    if not telling.facts.look(*place):
+        return ""
+    rows = [
+        ["AUC (interval)", telling.estimate(*place, "auc")],
+        [
+            f"true positives where false ones are at most {telling.figure(*place, 'fpr')}",
+            telling.estimate(*place, "tpr"),
+        ],
+        ["rows of train", telling.figure(*place, "train_rows")],
+        ["their mean loss", telling.figure(*place, "train_loss")],
+        ["rows held out", telling.figure(*place, "held_out_rows")],
+        ["their mean loss", telling.figure(*place, "held_out_loss")],
+    ]
+    head = f"membership in train, told by the loss {telling.note('memorization')}"
+    told = table([head, ""], [row for row in rows if row[1] != "–"])
+    return f"{told}\n\nOne half is an AUC by chance. Intervals are of the setting `memorization.confidence_level`."
+
+
+def _canaries(telling: Telling) -> str:
+    """By how often they stood in train, the mean exposure and the most exposed; nothing where none was planted."""
+    place = ("memorization", "canaries")
+    canaries = telling.facts.look(*place, "canaries") or []
+    if not any(canary["repetitions"] for canary in canaries):
+        return ""
+    rows = []
+    for times in sorted({canary["repetitions"] for canary in canaries}):
+        alike = [at for at, canary in enumerate(canaries) if canary["repetitions"] == times]
+        most = max(alike, key=lambda at: canaries[at]["exposure"]["value"])
+        rows.append(
+            [
+                telling.figure(*place, "canaries", most, "repetitions"),
+                telling.figure(*place, "by_repetitions", times),
+                telling.estimate(*place, "canaries", most, "exposure"),
+            ]
+        )
+    heads = [f"times a made-up secret stood in train {telling.note('memorization')}", "mean exposure, bits"]
+    chance, highest = (telling.figure(*place, key) for key in ("by_chance", "highest_measurable"))
+    told = table([*heads, "the most exposed (interval)"], rows)
+    return f"{told}\n\nBy chance the mean is {chance} bits; the most that can be measured is {highest}."
 
 
 def loading(task: TaskType) -> str:
@@ -389,8 +606,10 @@ def model_card(telling: Telling, card: Any, task: TaskType, settings: Mapping[st
         "Training data": [training_data(telling)],
         "Training": [training(telling), settings_table(settings)],
         "Evaluation": [evaluation(telling)],
-        "Fairness": [fairness(telling), fairness_of_model(telling)],
-        "Privacy": [privacy(telling)],
+        "Control": [control(telling)],
+        "Explanation": [explanation(telling)],
+        "Fairness": [fairness(telling), mitigation(telling), fairness_of_model(telling), suites(telling)],
+        "Privacy": [privacy(telling), differential_privacy(telling), memorization(telling)],
         "Environment": [COST_PLACE],
         "How to load it": [loading(task)],
         "Contact": [telling.asked(card.contact)],

@@ -11,17 +11,25 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from benchmarks import planted
 from flows.card import card as joined
 from stages.card import CardParams, CardPaths, CardReport, DataParams, run
+from stages.control import Abstention, Calibration, ControlReport
+from stages.explain import ExplainReport
 from stages.fetch_data import FetchDataReport
 from stages.finetune import FinetuneParams
-from tests.unit.test_report import ACCURACY, reports
+from stages.memorization import CanaryReport, MemorizationReport
+from stages.mitigate import MitigateReport
+from stages.suites import SuitesReport
+from tests.unit.test_mitigate import mitigate
+from tests.unit.test_report import ACCURACY, estimate, reports
 from tunewright.errors import UserError
 from tunewright.facts import pointer, resolve
 from tunewright.files import read_json, sha256_file, sha256_tree, write_json
 from tunewright.markdown import escape, paragraphs, table
 from tunewright.model_card import COST_PLACE
 from tunewright.params import load_params
+from tunewright.private_training import PrivateTraining
 from tunewright.task import TaskType
 from tunewright.task_types.text_classification import Task, TaskParams
 from tunewright.telling import number
@@ -42,6 +50,97 @@ FILLED = CardParams(
     contact="someone@example.com",
     data=DataParams(motivation="# For a test"),
 )
+ANSWERED = {"rows": 96, "answered": 72, "errors": 9, "coverage": estimate(0.75), "risk": estimate(0.125)}
+CHANGED = {
+    "before": estimate(0.0625, 0.03125),
+    "after": estimate(0.03125, 0.015625),
+    "change": estimate(-0.03125, 0.015625),
+}
+PAIRS = {"pairs": 120, "ties": 0, "share": estimate(0.65625, 0.0625)}
+WROTE = {"completions": 36, "hurtful": estimate(0.125), "categories": {}, "refused": None, "words": 7.25}
+EXPOSED = {"number": 0, "repetitions": 0, "exposure": estimate(1.25)}
+MEASURED: dict[str, dict[str, Any]] = {
+    "control": {
+        "calibration": Calibration(
+            fitted=True,
+            temperature=1.75,
+            validation_rows=70,
+            metrics={"ece": CHANGED},
+            reliability_before=[],
+            reliability_after=[],
+        ).model_dump(mode="json"),
+        "abstention": Abstention(
+            rule="max_risk", limit=0.2, abstain_below=0.8125, splits={"validation": ANSWERED, "test": ANSWERED}
+        ).model_dump(mode="json"),
+    },
+    "memorization": {
+        "canaries": CanaryReport(
+            references=255,
+            secrets=10**6,
+            by_chance=1.4427,
+            highest_measurable=8.0,
+            by_repetitions={0: 1.25, 8: 6.0},
+            canaries=[
+                EXPOSED,
+                {"number": 1, "repetitions": 8, "exposure": estimate(5.5, 1.0)},
+                {"number": 2, "repetitions": 8, "exposure": estimate(6.5, 1.0)},
+            ],
+        ).model_dump(mode="json")
+    },
+    "finetune": {
+        "differential_privacy": PrivateTraining(
+            epsilon=7.9375,
+            delta=1e-06,
+            accountant="prv",
+            noise_multiplier=0.84375,
+            max_grad_norm=1.5,
+            sample_rate=0.0125,
+            steps=300,
+            mean_batch=6.8,
+        ).model_dump(mode="json")
+    },
+    "suites": SuitesReport(
+        models={
+            "tuned": {
+                "pairs": {
+                    "winogender": {
+                        "pairs_found": 240,
+                        "dropped": {},
+                        "pairs": 240,
+                        "preference": PAIRS,
+                        "by_stereotype": {},
+                        "gaps": {"female": estimate(-1.25), "neutral": estimate(-2.5)},
+                    }
+                },
+                "completions": {
+                    "prompts": {
+                        "gender": {
+                            "reference": "men",
+                            "comparison_confidence_level": 0.95,
+                            "groups": {"men": WROTE, "wo<b>men": {**WROTE, "refused": estimate(0.5)}},
+                            "gaps": {"wo<b>men": {"hurtful": estimate(0.0625)}},
+                        }
+                    }
+                },
+            },
+            "base": {
+                "pairs": {
+                    "winogender": {
+                        "pairs_found": 240,
+                        "dropped": {},
+                        "pairs": 240,
+                        "preference": {**PAIRS, "share": None},
+                        "by_stereotype": {},
+                        "gaps": {"female": estimate(-3.75)},
+                    }
+                },
+                "completions": {},
+            },
+        },
+        findings=[],
+    ).model_dump(mode="json"),
+}
+"""What the stages on control, privacy and stereotypes say where all of them apply."""
 
 
 def make(
@@ -70,6 +169,7 @@ def make(
         training=training,
         max_length=128,
         confidence_level=0.95,
+        attack_level=0.9,
         privacy=settings.value("prepare.privacy"),
     )
 
@@ -79,10 +179,10 @@ def page(name: str = "README.md") -> str:
 
 
 def test_every_figure_stands_at_its_place_in_the_file_of_that_hash(tmp_path, monkeypatch):
-    report = make(tmp_path, monkeypatch)
+    report = make(tmp_path, monkeypatch, **MEASURED)
     listed = json.loads(page("card.json"))["facts"]
     assert listed == report.model_dump(mode="json")["facts"]
-    assert len(listed) > 60
+    assert len(listed) > 150
     for name, fact in listed.items():
         file = Path(fact["file"])
         assert sha256_file(file) == fact["sha256"], name
@@ -93,7 +193,7 @@ def test_every_figure_stands_at_its_place_in_the_file_of_that_hash(tmp_path, mon
 
 
 def test_every_number_of_the_pages_is_a_figure_a_setting_or_the_user_s(tmp_path, monkeypatch):
-    report = make(tmp_path, monkeypatch)
+    report = make(tmp_path, monkeypatch, **MEASURED)
     known = " ".join([*(number(fact.value) for fact in report.facts.values()), *map(str, report.settings.values())])
     numbers = set(re.findall(r"\d[\d,.]*", known)) | {"1", "256"}  # reviews-1, macro f1, SHA-256
     body = page().split("\n---\n", 1)[1]
@@ -214,6 +314,124 @@ def test_what_the_audit_of_the_model_found_is_told(tmp_path, monkeypatch):
     report = make(tmp_path, monkeypatch, audit_model={"findings": [finding]})
     assert "| warn | audit\\_model.flip\\_rate | 0.0625 of 32 rows | 0.05 |" in page()
     assert report.facts["audit_model.findings.0.found"].pointer == "/findings/0/found"
+
+
+def test_a_mitigation_is_told_by_what_it_made_of_the_training_rows(tmp_path, monkeypatch):
+    mended, _ = mitigate(tmp_path, planted.rows(100, gap=0.5), "reweigh")
+    report = make(tmp_path, monkeypatch, mitigate=mended.model_dump(mode="json"))
+    assert mended.before is not None
+    groups = mended.before.groups
+    (group,) = [name for name, found in groups.items() if found.against_reference]
+    before = groups[group].against_reference
+    assert before is not None and before.low is not None and before.high is not None
+    was = f"{before.difference_in_proportions:.4f} ({before.low:.4f} to {before.high:.4f})"
+    assert "Training rows were mended by reweigh, by text.gender. [^mitigate]" in page()
+    row = next(line for line in page().splitlines() if line.startswith(f"| {group} | {was} | "))
+    # After the weights, label and group are independent.
+    place = f"mitigate.after.groups.{group}.against_reference"
+    assert abs(report.facts[f"{place}.difference_in_proportions"].value) < 1e-9
+    assert report.facts[f"{place}.low"].value < 0 < report.facts[f"{place}.high"].value
+    assert number(report.facts[f"{place}.low"].value) in row
+    assert report.facts["mitigate.method"].pointer == "/method"
+
+
+def test_control_is_told_and_what_it_did_to_the_probabilities_of_test(tmp_path, monkeypatch):
+    report = make(tmp_path, monkeypatch, **MEASURED)
+    assert "a temperature of 1.7500, fitted on 70 rows of validation" in page()
+    assert "| ece | 0.0625 (0.0312 to 0.0938) | 0.0312 (0.0156 to 0.0469) | -0.0312 (-0.0469 to -0.0156) |" in page()
+    assert "highest probability is below 0.8125, by the rule max\\_risk 0.2000." in page()
+    assert "| test | 96 | 72 | 0.7500 (0.7300 to 0.7700) | 0.1250 (0.1050 to 0.1450) |" in page()
+    places = {
+        "control.calibration.temperature": "/calibration/temperature",
+        "control.calibration.metrics.ece.before.value": "/calibration/metrics/ece/before/value",
+        "control.calibration.metrics.ece.after.high": "/calibration/metrics/ece/after/high",
+        "control.abstention.splits.test.coverage.value": "/abstention/splits/test/coverage/value",
+        "control.abstention.splits.test.risk.low": "/abstention/splits/test/risk/low",
+    }
+    assert {name: report.facts[name].pointer for name in places} == places
+
+
+def test_a_rule_of_abstention_that_no_threshold_keeps_is_told(tmp_path, monkeypatch):
+    silent = {**ANSWERED, "answered": 0, "errors": 0, "risk": None}
+    abstention = {**MEASURED["control"]["abstention"], "abstain_below": None, "splits": {"test": silent}}
+    make(tmp_path, monkeypatch, control={"abstention": abstention})
+    assert "No threshold keeps the rule max\\_risk 0.2000: every row is answered." in page()
+    assert "| test | 96 | 0 | 0.7500 (0.7300 to 0.7700) | – |" in page()
+
+
+def test_the_explanation_is_told_with_what_tests_it(tmp_path, monkeypatch):
+    report = make(tmp_path, monkeypatch)
+    assert "| convergence delta, mean | 0.0012 |\n| convergence delta, largest | 0.0340 |" in page()
+    assert "| deletion test: area between the curves (interval) | 0.2125 (0.1000 to 0.3000) |" in page()
+    assert report.facts["explain.deletion.area.value"].pointer == "/deletion/area/value"
+    assert report.facts["explain.convergence.max"].pointer == "/convergence/max"
+
+
+def test_what_the_model_gives_away_is_told(tmp_path, monkeypatch):
+    report = make(tmp_path, monkeypatch, **MEASURED)
+    assert "| AUC (interval) | 0.6100 (0.5900 to 0.6300) |" in page()
+    assert "| true positives where false ones are at most 0.0100 | 0.0300 (0.0100 to 0.0500) |" in page()
+    assert "| 0 | 1.2500 | 1.2500 (1.2300 to 1.2700) |\n| 8 | 6.0000 | 6.5000 (5.5000 to 7.5000) |" in page()
+    assert "By chance the mean is 1.4427 bits; the most that can be measured is 8.0000." in page()
+    assert report.facts["memorization.attack.auc.low"].pointer == "/attack/auc/low"
+    assert report.facts["memorization.attack.tpr.value"].pointer == "/attack/tpr/value"
+    assert (
+        report.facts["memorization.canaries.canaries.2.exposure.value"].pointer == "/canaries/canaries/2/exposure/value"
+    )
+    assert report.settings["memorization.confidence_level"] == 0.9
+
+    make(
+        tmp_path,
+        monkeypatch,
+        memorization={"canaries": {**MEASURED["memorization"]["canaries"], "canaries": [EXPOSED]}},
+    )
+    assert "a made-up secret" not in page()  # drawn for comparison, and none planted
+
+
+def test_a_private_training_tells_its_epsilon(tmp_path, monkeypatch):
+    report = make(tmp_path, monkeypatch, **MEASURED)
+    assert "| ε | 7.9375 |\n| δ | 1e-06 |\n| accountant | prv |\n| noise multiplier | 0.8438 |" in page()
+    assert report.facts["finetune.differential_privacy.epsilon"].pointer == "/differential_privacy/epsilon"
+    assert report.facts["finetune.differential_privacy.delta"].value == 1e-06
+    make(tmp_path, monkeypatch)
+    assert "ε" not in page() and "differential privacy" not in page()
+
+
+def test_suites_are_told_tuned_beside_base(tmp_path, monkeypatch):
+    report = make(tmp_path, monkeypatch, **MEASURED)
+    gaps = "-1.2500 (-1.2700 to -1.2300) | -2.5000 (-2.5200 to -2.4800)"
+    assert f"| winogender | tuned | 120 | 0.6562 (0.5938 to 0.7188) | {gaps} |" in page()
+    assert "| winogender | base | 120 | – | -3.7500 (-3.7700 to -3.7300) | – |" in page()
+    assert "| prompts, gender | tuned | men (reference) | 36 | 0.1250 (0.1050 to 0.1450) | – | – | – |" in page()
+    written = "36 | 0.1250 (0.1050 to 0.1450) | 0.0625 (0.0425 to 0.0825) | 0.5000 (0.4800 to 0.5200) | – |"
+    assert f"| prompts, gender | tuned | wo\\<b\\>men | {written}" in page()
+    name = "suites.models.tuned.completions.prompts.gender.gaps.wo<b>men.hurtful.value"
+    assert report.facts[name].pointer == "/models/tuned/completions/prompts/gender/gaps/wo<b>men/hurtful/value"
+
+
+def test_a_stage_that_does_not_apply_is_not_told(tmp_path, monkeypatch):
+    silent = {
+        "mitigate": MitigateReport(applies=False),
+        "control": ControlReport(applies=False, control={}, control_sha256="c" * 64),
+        "explain": ExplainReport(
+            applies=False,
+            reason="explain.enabled is false",
+            method="",
+            n_steps=0,
+            convergence=None,
+            deletion=None,
+            top_words={},
+            errors=[],
+            examples=[],
+            findings=[],
+        ),
+        "suites": SuitesReport(applies=False, models={}, findings=[]),
+        "memorization": MemorizationReport(applies=False, findings=[]),
+    }
+    report = make(tmp_path, monkeypatch, **{stage: told.model_dump(mode="json") for stage, told in silent.items()})
+    assert not [name for name in report.facts if name.split(".")[0] in silent]
+    assert not [stage for stage in silent if f"[^{stage}]" in page()]
+    assert "## Control" not in page() and "## Explanation" not in page()
 
 
 def test_a_closed_gate_is_told_and_every_rule_that_did_not_pass(tmp_path, monkeypatch):
