@@ -94,7 +94,7 @@ def test_a_recipe_runs_to_its_end(recipe, tmp_path, monkeypatch, request):
     changes = shrunken(found)
     raw = found["paths"]["raw"]
     few_rows(REPOSITORY / raw, tmp_path / raw)
-    for name in ("requirements", "recipes", "data/suites"):
+    for name in ("requirements", "recipes", "data/suites", "data/lexicon.yaml"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
     asked = found["fetch_model"]["model_name_or_path"] or ""
     stand_in = next((fixture for package, fixture in TINY.items() if package in asked), None)

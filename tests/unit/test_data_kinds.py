@@ -178,6 +178,8 @@ def test_a_job_s_rows_go_through_all_data_stages(kind: str, tmp_path: Path, monk
     kept(drift=drift.run(located(drift, "DriftPaths"), defaults.value("drift"), privacy))
     leaks = defaults.value("check_leaks")
     kept(check_leaks=check_leaks.run(located(check_leaks, "CheckLeaksPaths"), leaks, task, 0, privacy))
+    base = {"applies": True, "model_name_or_path": "package:base/model", "license": "apache-2.0"}
+    (tmp_path / "fetch_model.json").write_text(json.dumps(base))
     opened = gate_data.run(located(gate_data, "GateDataPaths"), defaults.value("gate_data"))
 
     assert reports["ingest"]["rows"]["rows_in"] == 121

@@ -64,7 +64,10 @@ def test_with_and_without_features_the_same_weights(folder, way):
     assert (plain.parameters, plain.trainable_parameters) == (quick.parameters, quick.trainable_parameters)
     assert without.keys() == with_features.keys()
     for name in without:
-        assert np.abs(without[name] - with_features[name]).max() < 1e-5, name
+        # A key's bias shifts all scores of a query alike, which softmax takes out: its gradient is rounding alone, and
+        # AdamW makes steps of full size of that.
+        atol = 1e-4 if name.endswith("key.bias") else 1e-5
+        assert np.abs(without[name] - with_features[name]).max() < atol, name
     for one, other in zip(plain.history, quick.history, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
     # The frozen ones came through untouched, and what was trained has moved.

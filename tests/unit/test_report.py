@@ -758,13 +758,13 @@ def test_fairness_of_the_model_stands_on_the_page(tmp_path):
     # All 20 of the good are found among men and none elsewhere: accuracy 1, recall 1, half is selected.
     assert men.startswith("men40100.0%1.000 [0.912, 1.000]")
     others = [row for row in page.rows if row.startswith(ATTACK)]
-    assert others[0].startswith(f"{ATTACK}40100.0%0.500 [0.") and others[1].startswith(f"{ATTACK}0.000 [0.000, ")
+    assert others[0].startswith(f"{ATTACK}40100.0%0.500 [0.") and others[1].startswith(f"{ATTACK}0.024 [0.002, ")
     assert any(row.startswith("few insufficient2") for row in page.rows)
     assert "60 texts of test have a term with a partner; 50 were asked again, and 1 prediction flipped" in html
     (flip,) = (row for row in page.rows if "bad → good" in row)
     assert f"He {ATTACK}" in flip and "(1,004 characters)" in flip and "0.250 → 0.750" in flip
     assert "<script" not in html
-    assert html.count("<svg") == 17 and "predicted “good”" in html
+    assert html.count("<svg") == 19 and "predicted “good”" in html
 
 
 def test_fairness_that_was_not_assessed_says_so(tmp_path):
@@ -871,7 +871,7 @@ def test_links_pictures_and_tables_can_be_found_by_everyone(tmp_path):
     ]
     assert targets and {target[1:] for target in targets if target} <= set(ids)
     pictures = [found for tag, found in page.tags if tag == "svg"]
-    assert len(pictures) == 16
+    assert len(pictures) == 18
     assert all(found["role"] == "img" and found["aria-label"] for found in pictures)
     headers = [found for tag, found in page.tags if tag == "th"]
     assert headers and all(found["scope"] in ("col", "row") for found in headers)
