@@ -315,6 +315,7 @@ def _by_group(scored: Scored, members: Mapping[str, Sequence[int]]) -> dict[str,
     from functools import partial
 
     import numpy as np
+    import pandas as pd
     from fairlearn.metrics import MetricFrame, false_positive_rate, selection_rate, true_positive_rate
     from sklearn.metrics import accuracy_score, f1_score
 
@@ -322,7 +323,8 @@ def _by_group(scored: Scored, members: Mapping[str, Sequence[int]]) -> dict[str,
     if not filled:
         return {group: {} for group in members}
     rows = np.concatenate([np.array(found, dtype=int) for found in filled.values()])
-    names = np.repeat(list(filled), [len(found) for found in filled.values()])
+    # A Series, because Fairlearn squeezes an array, and one of a single row to nothing.
+    names = pd.Series(np.repeat(list(filled), [len(found) for found in filled.values()]), name="group")
     labels, predicted = scored.labels[rows], scored.predicted[rows]
     every = list(range(len(scored.names)))
     ofall = {

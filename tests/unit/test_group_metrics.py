@@ -113,6 +113,11 @@ def test_what_has_no_rows_has_no_value() -> None:
     assert across.demographic_parity_ratio.value is None and across.equalized_odds_difference.value is None
 
 
+def test_a_single_row_is_a_group_of_one() -> None:
+    groups, _, _ = measure_groups(scored([(1, 1)], [0.7]), {"a": [0], "d": []}, "a", RULES)
+    assert (groups["a"].rows, groups["a"].accuracy.value) == (1, 1.0)
+
+
 def test_bonferroni_over_the_groups_that_are_compared() -> None:
     rows = scored(A + A + D, [0.8] * 20 + [0.9] * 6)
     members = {"a": range(10), "b": range(10, 20), "d": range(20, 26), "few": [25]}
