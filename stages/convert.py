@@ -49,6 +49,7 @@ GO_ALONG = ("README.md", "config.json", CONTROL_FILE, "tokenizer.json", "tokeniz
 ROUNDING = 1e-4
 """How much of a metric the last digits of the logits may change, of itself where it is above 1."""
 MAX_ACCENTED = 16
+FROM_ONNX = "onnx_int8"
 
 
 def _known(names: list[str]) -> list[str]:
@@ -123,9 +124,11 @@ class ConvertReport(Report):
     formats: dict[str, Verified]
 
 
-def check(params: ConvertParams) -> list[str]:
-    """The environments that are missing, each fault in words."""
+def check(params: ConvertParams, export: Annotated[Any, Key("export")]) -> list[str]:
+    """The environments that are missing, and a form whose own source the export leaves out; each fault in words."""
     faults = []
+    if FROM_ONNX in params.formats and not export.onnx:
+        faults.append(f"convert.formats: {FROM_ONNX} is made of the ONNX form. Set export.onnx: true, or take it out.")
     for name in params.formats:
         try:
             python_of(name)

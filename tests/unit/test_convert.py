@@ -37,6 +37,12 @@ EVALUATE = SimpleNamespace(
 )
 PARAMS = ConvertParams(formats=["onnx_int8"], parity_rows=12, parity_atol=1e-4, max_metric_loss=1.0)
 MAX_LENGTH = 40
+
+
+def exporting(onnx: bool) -> export.ExportParams:
+    return export.ExportParams(onnx=onnx, opset_version=18, parity_rows=12, parity_atol=1e-4)
+
+
 WORDS = [
     "a",
     "film",
@@ -117,8 +123,7 @@ def project(
     )
     (folder / "card").mkdir()
     (folder / "card/README.md").write_text("# What this model is\n")
-    export_params = export.ExportParams(onnx=onnx, opset_version=18, parity_rows=12, parity_atol=1e-4)
-    export.run(exported, export_params, task, num_threads=1, evaluate=EVALUATE)
+    export.run(exported, exporting(onnx), task, num_threads=1, evaluate=EVALUATE)
     model = open_tuned(task, folder / "tuned").eval()
     predictions = task.predict(model, open_tokenizer(tuned), rows, table, Predicting(16, 1))
     metric = task.metric_names[0]
@@ -257,8 +262,10 @@ def test_a_missing_environment_names_the_make_target(done, tmp_path, monkeypatch
         UserError, match=rf"needs the environment \.venv-{target}, and there is none\. Run `make {target}`"
     ):
         converted(paths, asked)
-    assert [f"`make {target}`" in fault for fault in convert.check(asked)] == [True]
-    assert convert.check(PARAMS) == []
+    assert [f"`make {target}`" in fault for fault in convert.check(asked, exporting(onnx=True))] == [True]
+    assert convert.check(PARAMS, exporting(onnx=True)) == []
+    (fault,) = convert.check(PARAMS, exporting(onnx=False))
+    assert fault.startswith("convert.formats: onnx_int8 is made of the ONNX form. Set export.onnx: true")
 
 
 def test_int8_needs_the_exported_onnx(tuned, tmp_path):
