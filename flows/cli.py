@@ -43,6 +43,15 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+# Of what answers: predict, score and serve-model.
+OfModel = Annotated[
+    Path | None, typer.Option("--model", help="An exported model's folder; else the champion's, or paths.export.")
+]
+OfRevision = Annotated[
+    str | None, typer.Option("--revision", help="A branch, tag, commit or `champion`: its exported model and params.")
+]
+
+
 @app.callback()
 def main(
     _wanted: Annotated[
@@ -239,12 +248,8 @@ def sweep(
 def score(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="New rows: a file or folder, without labels.")],
     output: Annotated[Path, typer.Option("--output", help="The Parquet file to write.")],
-    model: Annotated[
-        Path | None, typer.Option(help="An exported model's folder; else the champion's, or paths.export.")
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="A branch, tag, commit or `champion`: its exported model and params.")
-    ] = None,
+    model: OfModel = None,
+    revision: OfRevision = None,
     source: Annotated[str | None, typer.Option(help="Of ingest.sources: how DATA is read; else the first.")] = None,
     format_: Annotated[str | None, typer.Option("--format", help="Of DATA; else by its suffix.")] = None,
     text_column: Annotated[str | None, typer.Option(help="The column of texts; else the source's.")] = None,
@@ -266,12 +271,8 @@ def predict(
         list[str] | None, typer.Argument(metavar="[TEXT]…", help="Else --file, or standard input.")
     ] = None,
     file: Annotated[Path | None, typer.Option("--file", help="Texts, one a line.")] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="An exported model's folder; else the champion's, or paths.export.")
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="A branch, tag, commit or `champion`: its exported model and params.")
-    ] = None,
+    model: OfModel = None,
+    revision: OfRevision = None,
 ) -> None:
     """Ask the exported model for single texts: JSON, a line a text."""
     from flows.predict import Predictor, lines_of
@@ -542,12 +543,8 @@ def serve_model(
         str, typer.Option("--host", help="The address to listen on; one that others reach needs a token.")
     ] = "127.0.0.1",
     max_batch_size: Annotated[int, typer.Option("--max-batch-size", min=1, max=1024, help="Texts at once.")] = 32,
-    model: Annotated[
-        Path | None, typer.Option(help="An exported model's folder; else the champion's, or paths.export.")
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="A branch, tag, commit or `champion`: its exported model and params.")
-    ] = None,
+    model: OfModel = None,
+    revision: OfRevision = None,
 ) -> None:
     """Answer over HTTP with the exported classifier, and show a page to try texts on, until Ctrl-C."""
     from flows import model_service
