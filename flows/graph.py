@@ -275,7 +275,7 @@ def _reasons(stage: Any, entries: list[Any]) -> Iterator[str]:
                 if path in params and isinstance(how, dict):
                     yield from _changed_params(params[path], path)
                 elif how == "modified" and Path(path).is_dir():
-                    yield f"{path} {_WORDS[how]}{_files_inside(path)}"
+                    yield f"{path} {_WORDS[how]}{files_inside(path)}"
                 else:
                     yield f"{path} {_WORDS.get(how, how)}"
         else:
@@ -290,7 +290,7 @@ _WORDS = {
 }
 
 
-def _files_inside(folder: str) -> str:
+def files_inside(folder: str) -> str:
     """The files of a folder that differ from when dvc.lock was committed. DVC keeps no list of a folder that it only
     reads, so git is asked; empty where git does not know either."""
     git = ["git", "-c", "core.quotePath=false"]

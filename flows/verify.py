@@ -155,7 +155,9 @@ class _Chain:
             return
         listed = self._listed(expected)
         if listed is None:
-            self._differs(what, f"MD5 {self.seen[path]}", expected)
+            # DVC keeps no list of a folder that it only reads; git may know the file.
+            inside = graph.files_inside(path) if expected.endswith(FOLDER) else ""
+            self._differs(f"{path}{inside} ({whose})", f"MD5 {self.seen[path]}", expected)
             return
         there = {name: self._md5(Path(path, name)) for name in self.folders[path]}
         for name in sorted(there.keys() | listed.keys()):
