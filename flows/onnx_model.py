@@ -11,7 +11,7 @@ from flows.new_rows import Cleaner
 from flows.scoring import check_model
 from tunewright.batches import sorted_batches
 from tunewright.classification import tokenized
-from tunewright.control import read_control
+from tunewright.control import probabilities_of, read_control
 from tunewright.errors import UserError
 from tunewright.params import Params
 from tunewright.stage import QUIET, SPIN
@@ -69,7 +69,7 @@ class OnnxModel:
         self._tokenizer = open_tokenizer(folder)
         self._max_length = params.value("tokenize.max_length")
         self._control = read_control(folder)
-        self._one = task.label_kind == "one"
+        self._task = task
         self.labels = task.label_names
         self.max_text_characters: int = params.value("ingest.max_text_characters")
 
@@ -79,8 +79,8 @@ class OnnxModel:
         usable = [(at, text) for at, (text, fault) in enumerate(found) if fault is None]
         answers = [Answer(error=fault) for _, fault in found]
         if usable:
-            places = self._probabilities(self.logits([text for _, text in usable]))
-            for (at, _), row in zip(usable, places, strict=True):
+            tempered = self.logits([text for _, text in usable]).astype("float64") / self._control.temperature
+            for (at, _), row in zip(usable, probabilities_of(tempered, self._task), strict=True):
                 answers[at] = self._answer(row)
         return answers
 
@@ -124,18 +124,11 @@ class OnnxModel:
         cleaned, fault = self._cleaner.clean("", text)
         return cleaned, None if fault is None else ": ".join(fault)
 
-    def _probabilities(self, logits: np.ndarray) -> np.ndarray:
-        from tunewright.label_metrics import sigmoid, softmax
-
-        tempered = logits.astype("float64") / self._control.temperature
-        found: np.ndarray = (softmax if self._one else sigmoid)(tempered)
-        return found
-
     def _answer(self, row: np.ndarray) -> Answer:
         probabilities = {label: float(value) for label, value in zip(self.labels, row, strict=True)}
         below = self._control.abstain_below
         abstained = below is not None and float(row.max()) < below
         predicted: Any = self.labels[int(row.argmax())]
-        if not self._one:
+        if self._task.label_kind != "one":
             predicted = [label for label, value in probabilities.items() if value > 0.5]
         return Answer(None if abstained else predicted, probabilities, abstained)

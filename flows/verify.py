@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from flows import graph
+from flows.repair import LOCK_FILE
+from flows.scoring import MANIFEST
 from tunewright.errors import UserError
 from tunewright.files import read_json, sha256_file, sha256_tree
-from tunewright.params import load_params
+from tunewright.params import PARAMS_FILE, load_params
 
-LOCK_FILE = Path("dvc.lock")
-PARAMS_FILE = Path("params.yaml")
-MANIFEST = "MANIFEST.json"
 FOLDER = ".dir"
 """How DVC's hash of a folder ends: that of the list of its files, which its cache keeps as an object."""
 
@@ -130,6 +129,7 @@ class _Chain:
         self.found, self.objects, self.folders = found, objects, folders
         self.current: Any = _yaml(PARAMS_FILE)
         self.seen: dict[str, str] = {}
+        self.inside: dict[str, dict[str, str]] = {}
         self.hashed: set[str] = set()
 
     def params(self, stage: str, files: Mapping[str, Any]) -> None:
@@ -159,7 +159,7 @@ class _Chain:
             inside = graph.files_inside(path) if expected.endswith(FOLDER) else ""
             self._differs(f"{path}{inside} ({whose})", f"MD5 {self.seen[path]}", expected)
             return
-        there = {name: self._md5(Path(path, name)) for name in self.folders[path]}
+        there = self.inside[path]
         for name in sorted(there.keys() | listed.keys()):
             if there.get(name) != listed.get(name):
                 inside = f"{path}/{name} ({whose})"
@@ -198,9 +198,9 @@ class _Chain:
             return None
 
     def _folder(self, path: str) -> str:
-        """DVC's hash of a folder: of the canonical list of its files, by name."""
-        files = [{"md5": self._md5(Path(path, name)), "relpath": name} for name in self.folders[path]]
-        files.sort(key=lambda file: file["relpath"])
+        """DVC's hash of a folder: of the canonical list of its files, by name. The hash of each file is kept."""
+        self.inside[path] = {name: self._md5(Path(path, name)) for name in sorted(self.folders[path])}
+        files = [{"md5": md5, "relpath": name} for name, md5 in self.inside[path].items()]
         return hashlib.md5(json.dumps(files, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + FOLDER
 
     def _md5(self, file: Path) -> str:

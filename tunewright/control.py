@@ -106,14 +106,22 @@ def withheld(predictions: pa.Table) -> pa.Table:
 
 def tempered(predictions: pa.Table, task: TaskType, temperature: float) -> tuple[np.ndarray, np.ndarray]:
     """Logits over the temperature, and the probabilities of these: (N, L) of float64 each."""
+    logits = logits_of(predictions, task) / temperature
+    return logits, probabilities_of(logits, task)
+
+
+def probabilities_of(logits: np.ndarray, task: TaskType) -> np.ndarray:
+    """Logits (N, L) → probabilities (N, L): over the labels where a row has one, of each label by itself where it may
+    have several."""
     import numpy as np
 
-    logits = logits_of(predictions, task) / temperature
     # By NumPy alone: with scipy the export would depend on the pins of the data.
     if task.label_kind == "one":
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return logits, powers / powers.sum(axis=1, keepdims=True)
-    return logits, np.exp(-np.logaddexp(0.0, -logits))
+        powers: np.ndarray = np.exp(logits - logits.max(axis=1, keepdims=True))
+        over_labels: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
+        return over_labels
+    each: np.ndarray = np.exp(-np.logaddexp(0.0, -logits))
+    return each
 
 
 def logits_of(predictions: pa.Table, task: TaskType) -> np.ndarray:
