@@ -86,12 +86,14 @@ class CardParams(Section):
 class CardReport(Report):
     """Every figure of both pages, by name: the stage and the keys below it.
 
-    `settings`: params that shaped the weights, without those that are null. `left_out`: keys of the section that hold
+    `settings`: params that shaped the weights, without those that are null. `kept_back`: of these, what a private
+    training's guarantee hangs on, so that no page may hold its value. `left_out`: keys of the section that hold
     nothing.
     """
 
     facts: dict[str, Fact]
     settings: dict[str, Any]
+    kept_back: list[str]
     left_out: list[str]
 
 
@@ -110,23 +112,26 @@ def run(
     facts = Facts({field.removesuffix("_report"): path for field, path in paths if field.endswith("_report")})
     masked = partial(mask, params=privacy)
     settings: dict[str, Any] = {"seed": seed, "tokenize.max_length": max_length}
+    kept_back = ["seed"] if facts.look("finetune", "differential_privacy") else []
     settings |= {"evaluate.confidence_level": confidence_level, "memorization.confidence_level": attack_level}
     chosen = training.model_dump(mode="json", exclude_none=True)
     settings |= {f"finetune.{key}": value for key, value in chosen.items()}
+    settings = {key: value for key, value in settings.items() if key not in kept_back}
     pages = {
-        "README.md": model_card(Telling(facts, masked), params, task, settings),
+        "README.md": model_card(Telling(facts, masked), params, task, settings, kept_back),
         "DATA_SHEET.md": data_sheet(Telling(facts, masked), params),
     }
     asked = {**dict(params), **{f"data.{key}": value for key, value in dict(params.data).items()}}
     report = CardReport(
         facts=dict(sorted(facts.taken.items())),
         settings=settings,
+        kept_back=kept_back,
         left_out=[f"card.{key}" for key, value in asked.items() if value in (None, [])],
     )
     with atomic_folder(paths.card) as folder:
         for name, text in pages.items():
             (folder / name).write_text(text, encoding="utf-8", newline="\n")
-        listed = report.model_dump(mode="json", include={"facts", "settings"})
+        listed = report.model_dump(mode="json", include={"facts", "settings", "kept_back"})
         (folder / "card.json").write_text(canonical_json(listed), encoding="utf-8", newline="\n")
     return report
 

@@ -72,6 +72,8 @@ MORE_METRICS = 2
 WORST_FIRST = ("fail", "warn", "insufficient", "not_assessed", "pass")
 MAX_CHARACTERS = 600
 """Of a text on the page; a longer one is cut, and says so."""
+KEPT_BACK = "kept back: the noise of the private training was drawn from it"
+"""In the place of the seed."""
 PACKAGES = (
     "torch",
     "transformers",
@@ -149,7 +151,9 @@ def run(
     of_task = task.pictures(reports["evaluate"]["splits"]["test"]["details"])
     pictures = _pictures(reports, steps, task)
     examples = _examples(paths, task, params.max_examples, partial(mask, params=split.privacy))
-    set_params = {"seed": seed, "num_threads": num_threads}
+    # `tunewright card --output` publishes this page: with the seed of a private training the noise can be taken away.
+    private = reports["finetune"]["differential_privacy"]
+    set_params = {"seed": KEPT_BACK if private else seed, "num_threads": num_threads}
     set_params |= _flat("prepare", split.model_dump()) | _flat("finetune", training.model_dump())
     page = _render(
         title=params.title,

@@ -512,7 +512,8 @@ def differential_privacy(telling: Telling) -> str:
     rows = [[name, telling.figure("finetune", "differential_privacy", key)] for key, name in names.items()]
     told = table([f"differential privacy of each row of train {telling.note('finetune')}", ""], rows)
     return (
-        f"{told}\n\nIt is guaranteed of the weights alone, and not against whoever knows the seed among the settings."
+        f"{told}\n\nIt is guaranteed of the weights alone, and not against whoever knows the seed of the training, "
+        "which is therefore kept back here."
     )
 
 
@@ -587,14 +588,17 @@ def loading(task: TaskType) -> str:
     return "\n".join(["```python", *lines, "```", "", "FOLDER is the folder that this file stands in."])
 
 
-def settings_table(settings: Mapping[str, Any]) -> str:
-    """Params that shaped the weights, as they stand in params.yaml."""
-    shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+def settings_table(settings: Mapping[str, Any], kept_back: Sequence[str]) -> str:
+    """Params that shaped the weights, as they stand in params.yaml, and the names of those that are kept back."""
+    shown = dict.fromkeys(kept_back, "kept back: the noise of the private training was drawn from it")
+    shown |= {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
     return table(["param", "value"], [[f"`{key}`", escape(value)] for key, value in shown.items()])
 
 
-def model_card(telling: Telling, card: Any, task: TaskType, settings: Mapping[str, Any]) -> str:
-    """The whole README.md. card: the section `card`."""
+def model_card(
+    telling: Telling, card: Any, task: TaskType, settings: Mapping[str, Any], kept_back: Sequence[str]
+) -> str:
+    """The whole README.md. card: the section `card`.   kept_back: settings that are told by name alone."""
     metadata = front_matter(telling, card, task)
     title = escape(card.model_name) if card.model_name else "Model card"
     kind = escape(task.params.type.replace("_", " "))
@@ -604,7 +608,7 @@ def model_card(telling: Telling, card: Any, task: TaskType, settings: Mapping[st
         "Uses": [uses(telling, card)],
         "Limits": [limits(telling, card)],
         "Training data": [training_data(telling)],
-        "Training": [training(telling), settings_table(settings)],
+        "Training": [training(telling), settings_table(settings, kept_back)],
         "Evaluation": [evaluation(telling)],
         "Control": [control(telling)],
         "Explanation": [explanation(telling)],

@@ -148,6 +148,7 @@ def make(
     monkeypatch: pytest.MonkeyPatch,
     params: CardParams = FILLED,
     labels: tuple[str, str] = ("bad", "good"),
+    seed: int = 42,
     **changes: dict[str, Any],
 ) -> CardReport:
     """Write a run's reports into a folder, and make the card of them; `changes`: keys of single reports."""
@@ -165,7 +166,7 @@ def make(
         CardPaths(**{**given, "card": Path("models/card")}),
         params,
         task,
-        seed=42,
+        seed=seed,
         training=training,
         max_length=128,
         confidence_level=0.95,
@@ -395,6 +396,25 @@ def test_a_private_training_tells_its_epsilon(tmp_path, monkeypatch):
     assert report.facts["finetune.differential_privacy.delta"].value == 1e-06
     make(tmp_path, monkeypatch)
     assert "ε" not in page() and "differential privacy" not in page()
+
+
+def test_the_seed_of_a_private_training_is_kept_back_and_that_is_said(tmp_path, monkeypatch):
+    seed = 2718281828
+    make(tmp_path, monkeypatch, seed=seed)
+    told = "".join(map(page, ("README.md", "DATA_SHEET.md", "card.json")))
+    assert told.count(str(seed)) == 2 and read_json(Path("models/card/card.json"))["kept_back"] == []
+    assert f"| `seed` | {seed} |" in page()
+
+    private = {"finetune": MEASURED["finetune"]}
+    report = make(tmp_path, monkeypatch, seed=seed, **private)
+    told = "".join(found.read_text() for found in sorted(Path("models/card").iterdir()))
+    assert str(seed) not in told + report.model_dump_json()
+    assert "seed" not in report.settings and report.settings["tokenize.max_length"] == 128
+    assert read_json(Path("models/card/card.json"))["kept_back"] == report.kept_back == ["seed"]
+    assert "| `seed` | kept back: the noise of the private training was drawn from it |" in page()
+    before = sha256_tree(Path("models/card"))
+    make(tmp_path, monkeypatch, seed=seed + 1, **private)
+    assert sha256_tree(Path("models/card")) == before  # nothing in it hangs on the seed
 
 
 def test_suites_are_told_tuned_beside_base(tmp_path, monkeypatch):

@@ -394,6 +394,7 @@ def draw(
     title: str = "Reviews",
     max_examples: int = 2,
     task: TaskType | None = None,
+    seed: int = 42,
 ) -> ReportReport:
     """Make the page of what `write_run` has written."""
     given = {name: folder / f"{name.removesuffix('_report')}.json" for name in ReportPaths.model_fields}
@@ -411,7 +412,7 @@ def draw(
         ReportPaths(**given),
         ReportParams(title=title, max_examples=max_examples),
         task or Task(TaskParams(type="text_classification", labels=list(labels))),
-        seed=42,
+        seed=seed,
         num_threads=2,
         split=split,
         training=training,
@@ -908,6 +909,9 @@ def test_what_the_model_gives_away(tmp_path):
     assert "AUC 0.6100" in page and "at 1% false positives it finds 3.0%" in page
     assert "0 times 1.20, 8 times 6.50" in page and "Exposure of the canaries" in page
     assert "ε 7.900 at δ 1e-06, by 300 steps" in page
+    draw(tmp_path, seed=2718281828)
+    assert (tmp_path / "report.html").read_text() == page and "<code>seed</code></th>" in page
+    assert "kept back: the noise of the private training was drawn from it" in page
     write_run(tmp_path)
     write_json(tmp_path / "memorization.json", MemorizationReport(applies=False, findings=[]).model_dump(mode="json"))
     draw(tmp_path)
