@@ -47,6 +47,7 @@ class CardPaths(Paths):
     audit_model_report: Dep
     explain_report: Dep
     memorization_report: Dep
+    threshold_policy_report: Dep
     verdict_report: Dep
     card: Out
 

@@ -414,6 +414,32 @@ def mitigation(telling: Telling) -> str:
     return f"{head} The reference is {reference}; each interval is of {level}.\n\n{table(heads, rows)}"
 
 
+def threshold_policy(telling: Telling) -> str:
+    """Thresholds by group: test without and with them."""
+    policy = "threshold_policy"
+    if not telling.facts.look(policy, "applies"):
+        return ""
+    measured = {
+        "accuracy": ("accuracy",),
+        "demographic parity difference": ("demographic_parity_difference",),
+        "equalized odds difference": ("equalized_odds_difference",),
+    }
+    without = {telling.name(group) for group in telling.facts.look(policy, "plain")}
+    for group in telling.facts.look(policy, "before", "groups"):
+        name = telling.name(group)
+        rule = ", no rule" if name in without else ""
+        measured[f"rate of favourable answers, {name}{rule}"] = ("groups", group, "selection_rate")
+    rows = [
+        [what, *(telling.figure(policy, when, *place) for when in ("before", "after"))]
+        for what, place in measured.items()
+    ]
+    feature, constraint = (telling.words(policy, key) for key in ("sensitive_feature", "constraint"))
+    return (
+        f"Thresholds by group of {feature}, fitted on validation to keep {constraint}, stand beside the model in "
+        "`threshold_policy.json`: a policy of its own, which neither the model nor anything here applies.\n\n"
+    ) + table([f"on test {telling.note(policy)}", "without the policy", "with it"], rows)
+
+
 def suites(telling: Telling) -> str:
     """Stereotypes and hurtful words of a language model, beside its base model where that was asked."""
     if not telling.facts.look("suites", "applies"):
@@ -612,7 +638,13 @@ def model_card(
         "Evaluation": [evaluation(telling)],
         "Control": [control(telling)],
         "Explanation": [explanation(telling)],
-        "Fairness": [fairness(telling), mitigation(telling), fairness_of_model(telling), suites(telling)],
+        "Fairness": [
+            fairness(telling),
+            mitigation(telling),
+            threshold_policy(telling),
+            fairness_of_model(telling),
+            suites(telling),
+        ],
         "Privacy": [privacy(telling), differential_privacy(telling), memorization(telling)],
         "Environment": [COST_PLACE],
         "How to load it": [loading(task)],

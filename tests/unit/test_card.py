@@ -21,8 +21,10 @@ from stages.finetune import FinetuneParams
 from stages.memorization import CanaryReport, MemorizationReport
 from stages.mitigate import MitigateReport
 from stages.suites import SuitesReport
+from stages.threshold_policy import ThresholdPolicyReport
 from tests.unit.test_mitigate import mitigate
 from tests.unit.test_report import ACCURACY, estimate, reports
+from tests.unit.test_threshold_policy import policy
 from tunewright.errors import UserError
 from tunewright.facts import pointer, resolve
 from tunewright.files import read_json, sha256_file, sha256_tree, write_json
@@ -336,6 +338,24 @@ def test_a_mitigation_is_told_by_what_it_made_of_the_training_rows(tmp_path, mon
     assert report.facts["mitigate.method"].pointer == "/method"
 
 
+def test_a_threshold_policy_is_told_by_test_without_and_with_it(tmp_path, monkeypatch):
+    # test_threshold_policy.py has these rows: without it 5 of 8 men, 7 of 8 women and the one other are right.
+    found, _ = policy(tmp_path)
+    report = make(tmp_path, monkeypatch, threshold_policy=found.model_dump(mode="json"))
+    text = page()
+    head = "| on test [^threshold_policy] | without the policy | with it |\n|---|---|---|\n"
+    assert f"{head}| accuracy | 0.7647 | 1.0000 |\n| demographic parity difference | 0.5000 | 0.0000 |" in text
+    assert "| rate of favourable answers, men | 0.8750 | 0.5000 |" in text
+    assert "| rate of favourable answers, other, no rule | 1.0000 | 1.0000 |" in text
+    assert "by group of who, fitted on validation to keep demographic\\_parity" in text
+    name = "threshold_policy.before.groups.women.selection_rate"
+    assert report.facts[name].pointer == "/before/groups/women/selection_rate"
+    for name, fact in report.facts.items():
+        if name.startswith("threshold_policy."):
+            assert fact.sha256 == sha256_file(Path("reports/threshold_policy.json"))
+            assert resolve(read_json(Path(fact.file)), fact.pointer) == fact.value
+
+
 def test_control_is_told_and_what_it_did_to_the_probabilities_of_test(tmp_path, monkeypatch):
     report = make(tmp_path, monkeypatch, **MEASURED)
     assert "a temperature of 1.7500, fitted on 70 rows of validation" in page()
@@ -447,6 +467,7 @@ def test_a_stage_that_does_not_apply_is_not_told(tmp_path, monkeypatch):
         ),
         "suites": SuitesReport(applies=False, models={}, findings=[]),
         "memorization": MemorizationReport(applies=False, findings=[]),
+        "threshold_policy": ThresholdPolicyReport(applies=False),
     }
     report = make(tmp_path, monkeypatch, **{stage: told.model_dump(mode="json") for stage, told in silent.items()})
     assert not [name for name in report.facts if name.split(".")[0] in silent]
