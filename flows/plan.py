@@ -422,7 +422,7 @@ def _warnings(found: Mapping[str, Any], finetune: TrainingParams) -> Iterator[st
 
 def _memory_advice(memory: Mapping[str, int], finetune: TrainingParams) -> str:
     """Which key to lower, by the largest part of what is needed."""
-    parts = ("weights", "gradients", "optimizer_states", "activations", "logits", "evaluation")
+    parts = ("weights", "gradients", "optimizer_states", "activations", "logits", "per_row_gradients", "evaluation")
     largest = max(parts, key=lambda part: memory[part])
     budget = finetune.max_tokens_per_batch
     if budget is not None and largest in ("activations", "logits", "evaluation"):
@@ -436,6 +436,12 @@ def _memory_advice(memory: Mapping[str, int], finetune: TrainingParams) -> str:
         return (
             f"Most is for {largest}: lower finetune.per_device_train_batch_size ({size}) and raise "
             f"gradient_accumulation_steps to match, or lower tokenize.max_length{more}."
+        )
+    if largest == "per_row_gradients":
+        return (
+            "Most is for the gradient of each row: lower finetune.per_device_train_batch_size "
+            f"({finetune.per_device_train_batch_size}) and raise gradient_accumulation_steps to match, or train fewer "
+            "weights: finetuning_type: lora, freeze_embeddings: true."
         )
     if largest == "weights":
         return "Most is for the weights themselves: take a smaller model in fetch_model.model_name_or_path."

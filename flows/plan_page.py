@@ -10,6 +10,17 @@ from rich.table import Table
 from rich.text import Text
 
 GB = 1e9
+MEMORY_PARTS = (
+    "libraries",
+    "weights",
+    "gradients",
+    "optimizer_states",
+    "private_copies",
+    "activations",
+    "logits",
+    "per_row_gradients",
+    "evaluation",
+)
 
 Lines = list[tuple[str, str]]
 
@@ -103,8 +114,7 @@ def _training(plan: Mapping[str, Any]) -> Lines:
 def _memory(plan: Mapping[str, Any]) -> Lines:
     if (memory := plan.get("memory")) is None:
         return []
-    parts = ("libraries", "weights", "gradients", "optimizer_states", "activations", "logits", "evaluation")
-    lines = [(part.replace("_", " "), size(memory[part])) for part in parts if memory[part]]
+    lines = [(part.replace("_", " "), size(memory[part])) for part in MEMORY_PARTS if memory[part]]
     lines.append(("peak", f"about {size(memory['peak'])}; {size(memory['free'])} are free"))
     seen = plan["time"]["peak_memory"]
     return [*lines, ("seen", f"{size(seen)} while the steps below ran")] if seen else lines

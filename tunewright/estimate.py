@@ -56,6 +56,10 @@ class Memory:
     `activations` are what autograd keeps of the longest batch, `logits` those over a vocabulary with the gradient
     of them (0 for a task that has few). `evaluation` is what a batch of it takes, and `loading` what reading the best
     weights takes: neither comes at the same time as activations, so the peak has the largest of the three.
+
+    Of a private training, else 0: `per_row_gradients` of a whole batch, those of the largest tensor twice while Opacus
+    copies them; `private_copies`: the sum of the clipped ones, and the trained weights as they were at first and at
+    their best.
     """
 
     libraries: int
@@ -64,14 +68,17 @@ class Memory:
     optimizer_states: int
     activations: int
     logits: int
+    per_row_gradients: int
     evaluation: int
     loading: int
+    private_copies: int
 
     @property
     def peak(self) -> int:
         """The estimate of the process's peak memory."""
-        standing = self.libraries + self.weights + self.gradients + self.optimizer_states
-        return standing + max(self.activations + self.logits, self.evaluation, self.loading)
+        standing = self.libraries + self.weights + self.gradients + self.optimizer_states + self.private_copies
+        stepping = self.activations + self.logits + self.per_row_gradients
+        return standing + max(stepping, self.evaluation, self.loading)
 
 
 @dataclass(frozen=True)
@@ -209,6 +216,8 @@ def memory(
     longest = batch["input_ids"].shape[1]
     evaluated = params.per_device_eval_batch_size * longest
     vocabulary = output.logits.shape[-1] if not task.watch_metrics else 0
+    private = params.differential_privacy is not None
+    trained = [found.numel() * found.element_size() for found in model.parameters() if found.requires_grad]
     return Memory(
         libraries=LIBRARIES,
         weights=counted.weight_bytes,
@@ -216,8 +225,10 @@ def memory(
         optimizer_states=counted.optimizer_bytes,
         activations=activations,
         logits=logits,
+        per_row_gradients=len(batch["input_ids"]) * (sum(trained) + max(trained)) if private else 0,
         evaluation=evaluated * (EVALUATION_FLOATS * hidden + LOGITS_COPIES * vocabulary) * FLOAT,
         loading=counted.gradient_bytes,
+        private_copies=3 * counted.gradient_bytes if private else 0,
     )
 
 
@@ -355,7 +366,7 @@ def calibrate(
     """
     import torch
 
-    from tunewright import compute, fitting
+    from tunewright import compute, fitting, private_training
     from tunewright.stage import peak_memory_mb
 
     started = time.perf_counter()
@@ -370,6 +381,10 @@ def calibrate(
     if params.gradient_checkpointing:
         model.activation_checkpointing_enable()
     optimizer = trainer.create_optimizer()
+    private = None
+    if params.differential_privacy is not None:  # the noise takes as long whatever its size
+        private = private_training.PrivateSteps(trainer, params, seed, noise=1.0)
+        optimizer = private.optimizer
     starting = time.perf_counter() - started
     trained = [found for found in model.parameters() if found.requires_grad]
 
@@ -381,7 +396,10 @@ def calibrate(
         """Seconds of the two passes, and of the optimizer."""
         inputs = batch(train, chosen)
         before = time.perf_counter()
-        trainer.training_step(model, inputs).item()  # which waits for a GPU
+        if private:
+            private.backward(inputs)
+        else:
+            trainer.training_step(model, inputs).item()  # which waits for a GPU
         between = time.perf_counter()
         if params.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(trained, params.max_grad_norm)
@@ -403,12 +421,16 @@ def calibrate(
         spent += passes
         in_optimizer += stepping
         tokens += max(lengths[row] for row in chosen) * len(chosen)
-    training = planned.padded_tokens * spent / tokens + planned.steps * in_optimizer / steps
+    # A private training clips each batch, and not once a step.
+    clipped = params.gradient_accumulation_steps if private else 1
+    training = planned.padded_tokens * spent / tokens + planned.steps * clipped * in_optimizer / steps
 
     held_out = validation["length"]
     middle = sorted_batches(held_out, params.per_device_eval_batch_size, params.max_tokens_per_batch)
     chosen = middle[len(middle) // 2]
     inputs = batch(validation, chosen)
+    if private:
+        private.per_row.remove()
     model.eval()
     before = time.perf_counter()
     with torch.no_grad():

@@ -419,7 +419,7 @@ def threshold_policy(telling: Telling) -> str:
     policy = "threshold_policy"
     if not telling.facts.look(policy, "applies"):
         return ""
-    measured = {
+    measured: dict[str, tuple[str, ...]] = {
         "accuracy": ("accuracy",),
         "demographic parity difference": ("demographic_parity_difference",),
         "equalized odds difference": ("equalized_odds_difference",),

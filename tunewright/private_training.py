@@ -140,7 +140,6 @@ def train_privately(trainer: ExactTrainer, params: Any, seed: int, rows: int) ->
     """
     import torch
     from opacus.accountants import create_accountant
-    from opacus.optimizers import DPOptimizer
     from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 
     asked = params.differential_privacy
@@ -148,18 +147,10 @@ def train_privately(trainer: ExactTrainer, params: Any, seed: int, rows: int) ->
     rate, steps = _plan(params, batch, rows)
     noise = asked.noise_multiplier or _noise_for(asked, rate, steps)
     model, state = trainer.model, trainer.state
-    loss = _loss(trainer, params)
     before = {name: weights.detach().clone() for name, weights in _trained(model).items()}
     trainer.create_optimizer_and_scheduler(steps)
-    per_row = PerRowGradients(model)
-    per_row.check(lambda found: _loss_of(trainer, loss, found), _two_rows(trainer))
-    optimizer = DPOptimizer(
-        trainer.optimizer,
-        noise_multiplier=noise,
-        max_grad_norm=asked.max_grad_norm,
-        expected_batch_size=batch,
-        generator=_generator(f"{seed} noise", model.device),
-    )
+    private = PrivateSteps(trainer, params, seed, noise)
+    per_row, optimizer = private.per_row, private.optimizer
     accountant = create_accountant(asked.accountant)
     optimizer.attach_step_hook(accountant.get_optimizer_hook_fn(rate))
     sampler = UniformWithReplacementSampler(
@@ -176,16 +167,12 @@ def train_privately(trainer: ExactTrainer, params: Any, seed: int, rows: int) ->
     computed: list[list[int]] = []
     drawn = 0
     for rows_of_step in sampler:
-        model.train()
         drawn += len(rows_of_step)
         epoch = int(state.global_step * rate)
         pieces = list(_pieces(rows_of_step, lengths, params.per_device_train_batch_size))
         computed += pieces
         for at, piece in enumerate(pieces):
-            inputs = trainer._prepare_inputs(collate([trainer.train_dataset[row] for row in piece], epoch))
-            of_rows = _loss_of(trainer, loss, inputs)
-            of_rows.sum().backward()
-            losses += of_rows.detach().tolist()
+            losses += private.backward(collate([trainer.train_dataset[row] for row in piece], epoch))
             optimizer.signal_skip_step(at + 1 < len(pieces))
             optimizer.step()
             if at + 1 < len(pieces):
@@ -234,6 +221,40 @@ def train_privately(trainer: ExactTrainer, params: Any, seed: int, rows: int) ->
         ),
         padded_to_real(lengths, computed),
     )
+
+
+class PrivateSteps:
+    """A Trainer's model and optimizer, made ready for private steps: `backward` of each piece of a step's rows, and
+    `optimizer.step` after it.
+
+    trainer: with its optimizer.   params: of the section `finetune`.   noise: multiplier of it.
+
+    Raises
+        UserError  for a base model for whose layers Opacus computes no gradient of each row.
+    """
+
+    def __init__(self, trainer: ExactTrainer, params: Any, seed: int, noise: float) -> None:
+        from opacus.optimizers import DPOptimizer
+
+        self._trainer = trainer
+        self._loss = _loss(trainer, params)
+        self.per_row = PerRowGradients(trainer.model)
+        self.per_row.check(lambda found: _loss_of(trainer, self._loss, found), _two_rows(trainer))
+        self.optimizer = DPOptimizer(
+            trainer.optimizer,
+            noise_multiplier=noise,
+            max_grad_norm=params.differential_privacy.max_grad_norm,
+            expected_batch_size=params.per_device_train_batch_size * params.gradient_accumulation_steps,
+            generator=_generator(f"{seed} noise", trainer.model.device),
+        )
+
+    def backward(self, batch: dict[str, Any]) -> list[float]:
+        """Leave the gradient of each row of a collated batch in the weights; give the rows' losses."""
+        self._trainer.model.train()
+        of_rows = _loss_of(self._trainer, self._loss, self._trainer._prepare_inputs(batch))
+        of_rows.sum().backward()
+        losses: list[float] = of_rows.detach().tolist()
+        return losses
 
 
 def _plan(params: Any, batch: int, rows: int) -> tuple[float, int]:

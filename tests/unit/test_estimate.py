@@ -55,6 +55,36 @@ def test_full_tuning_trains_and_keeps_everything(tiny_model, everything):
     assert memory.peak == LIBRARIES + 16 * everything + max(memory.activations, memory.evaluation)
 
 
+PRIVATE: dict[str, Any] = {
+    "max_grad_norm": 0.0,
+    "differential_privacy": {"noise_multiplier": 1.0, "target_delta": 1e-3, "max_grad_norm": 1.0, "accountant": "rdp"},
+}
+
+
+def test_a_private_training_keeps_the_gradient_of_each_row(tiny_model, everything):
+    from tunewright.private_training import PerRowGradients
+
+    _, plain = estimated(tiny_model, params())
+    assert plain.per_row_gradients == plain.private_copies == 0
+    _, memory = estimated(tiny_model, params(**PRIVATE))
+    words = read_json(tiny_model / "config.json")["vocab_size"] * HIDDEN
+    # 16 rows, and the largest tensor twice; the sum, and the weights at first and at their best.
+    assert memory.per_row_gradients == 16 * 4 * (everything + words)
+    assert memory.private_copies == 3 * 4 * everything
+    stepping = memory.activations + memory.per_row_gradients
+    assert memory.peak == LIBRARIES + (16 + 12) * everything + stepping
+    # Of a head alone they are few: (32·32 + 32) + (2·32 + 2), the largest of them 32·32.
+    assert estimated(tiny_model, params(finetuning_type="head", **PRIVATE))[1].per_row_gradients == 64 * (HEAD + 1024)
+
+    # What Opacus leaves in the weights.
+    real = tuning.prepare(tuning.load(TASK, tiny_model, {}, params()), TASK, params(), 20).train()
+    hooked = PerRowGradients(real)
+    real(**TASK.collate(rows(16, 20), 0)).loss.backward()
+    kept = sum(weights.grad_sample.untyped_storage().nbytes() for weights in real.parameters())
+    hooked.remove()
+    assert kept == memory.per_row_gradients - 16 * 4 * words
+
+
 @pytest.mark.parametrize(
     ("way", "trained", "added"),
     [
@@ -215,7 +245,7 @@ def test_a_machine_s_refusal_is_told_before(monkeypatch):
     assert told.startswith("finetune.finetuning_type: qlora trains on weights of 4 bits")
 
 
-@pytest.mark.parametrize("way", [{}, {"finetuning_type": "lora", **LORA}, {"gradient_checkpointing": True}])
+@pytest.mark.parametrize("way", [{}, {"finetuning_type": "lora", **LORA}, {"gradient_checkpointing": True}, PRIVATE])
 def test_real_steps_give_seconds_for_the_whole_training(tiny_model, tmp_path, way):
     from datasets import Dataset
 
