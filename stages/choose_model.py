@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, model_validator
 from tunewright.base_models import AUTO, check_pinned
 from tunewright.errors import UserError
 from tunewright.files import read_json, write_json
+from tunewright.gates import license_fault
 from tunewright.memory import rough_bytes, training_flops
 from tunewright.params import Section
 from tunewright.report import Report
@@ -100,6 +101,7 @@ def run(
     batch_size: Annotated[int, Key("finetune.per_device_train_batch_size")],
     epochs: Annotated[float, Key("finetune.num_train_epochs")],
     max_length: Annotated[int, Key("tokenize.max_length")],
+    allowed_licenses: Annotated[list[str] | None, Key("gate_data.allowed_licenses")],
 ) -> ChooseModelReport:
     """Write the choice.
 
@@ -129,7 +131,7 @@ def run(
             length=max_length,
         )
         flops = training_flops(candidate.parameters, candidate.parameters, round(rows * max_length * epochs))
-        judged.append(_judge(candidate, params, task, memory / GB, flops / PETA, max_length, rows))
+        judged.append(_judge(candidate, params, task, memory / GB, flops / PETA, max_length, rows, allowed_licenses))
         verdict = "; ".join(judged[-1].refused) or "would do"
         print(f"{candidate.model_name_or_path}: {verdict}", flush=True)
     fit = [pair for pair in zip(params.candidates, judged, strict=True) if not pair[1].refused]
@@ -167,8 +169,14 @@ def _judge(
     petaflop: float,
     max_length: int,
     rows: int,
+    allowed_licenses: list[str] | None,
 ) -> Judged:
     refused = []
+    # Of one that params state no licence of, the model's own files may, and gate_data reads that.
+    if allowed_licenses is not None and candidate.license and license_fault(candidate.license, allowed_licenses):
+        refused.append(
+            f"licence: {candidate.license}, and gate_data.allowed_licenses has {', '.join(allowed_licenses)}"
+        )
     if _rank(candidate, task) == len(task.architectures):
         wanted = " or ".join(task.architectures)
         refused.append(f"wrong kind: {', '.join(candidate.kinds)}, and {task.params.type} takes {wanted}")

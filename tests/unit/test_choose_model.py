@@ -35,6 +35,7 @@ def choose(
     name: str = "auto",
     max_memory_gb: float = 10.0,
     language: str | None = None,
+    allowed_licenses: list[str] | None = None,
     **more: Any,
 ) -> ChooseModelReport:
     write_json(folder / "ingest.json", {"rows": {"rows_kept": rows}})
@@ -48,7 +49,7 @@ def choose(
         name,
         None,
         "apache-2.0",
-        **{**settings, "epochs": 1.0, **more},
+        **{**settings, "epochs": 1.0, "allowed_licenses": allowed_licenses, **more},
     )
 
 
@@ -114,6 +115,24 @@ def test_the_task_s_own_order_of_kinds_goes_before_size(tmp_path):
     ]
     task = LanguageModel(TASK.params)
     assert choose(tmp_path, candidates, task).model_name_or_path == "package:writer/model"
+
+
+def test_a_licence_that_is_not_allowed_is_not_chosen(tmp_path):
+    candidates = [
+        candidate("small", 10**7),  # mit
+        candidate("middle", 5 * 10**7, license=None),
+        candidate("large", 10**8, license="cc-by-nc-4.0"),
+    ]
+    assert choose(tmp_path, candidates).model_name_or_path == "package:large/model"
+    report = choose(tmp_path, candidates, allowed_licenses=["MIT", "Apache-2.0"])
+    assert report.model_name_or_path == "package:middle/model"  # of which the model's own files may name one
+    assert reasons(report) == {
+        "package:small/model": [],
+        "package:middle/model": [],
+        "package:large/model": ["licence: cc-by-nc-4.0, and gate_data.allowed_licenses has MIT, Apache-2.0"],
+    }
+    with pytest.raises(UserError, match=r"none of the candidates will do\.\n  package:large/model: licence: cc-by-nc"):
+        choose(tmp_path, candidates[2:], allowed_licenses=["MIT"])
 
 
 def test_logits_over_a_vocabulary_count(tmp_path):
