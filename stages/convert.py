@@ -16,18 +16,20 @@ import math
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, Field
 
 from tunewright import formats
-from tunewright.compute import open_tuned, read_tokens, set_up
+from tunewright.compute import decoder_inputs, open_tuned, read_tokens, set_up
 from tunewright.control import CONTROL_FILE
 from tunewright.errors import UserError
 from tunewright.evaluation import check_finite, paired
 from tunewright.files import atomic_folder, read_json, read_parquet, sha256_file, write_json
+from tunewright.generation import GenerationParams, generation_config, model_ends, room
+from tunewright.losses import IGNORED
 from tunewright.params import Section
-from tunewright.parity import Parity, compared_batches, compared_part, spread_over_lengths
+from tunewright.parity import Parity, compared_batches, compared_step, spread_over_lengths
 from tunewright.predictions import with_rows
 from tunewright.report import Report
 from tunewright.runtime import Runtime, python_of, write
@@ -44,8 +46,21 @@ if TYPE_CHECKING:
 
 MANIFEST = "MANIFEST.json"
 VERIFIED = "VERIFIED"
-GO_ALONG = ("README.md", "config.json", CONTROL_FILE, "tokenizer.json", "tokenizer_config.json")
-"""What a form needs beside its weights: the card, the labels, how its outputs are read, and the tokenizer."""
+GO_ALONG = (
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    CONTROL_FILE,
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+"""What a form needs beside its weights: the card, the labels, how its outputs are read or its texts are written, and
+the tokenizer."""
+LIKELIHOOD = "bits_per_byte"
+"""The metric of a model that writes text: of all of test, in one pass, whether or not the job's own is of texts."""
+CONTINUED_ROWS, NEW_TOKENS = 8, 32
+"""Rows that are continued, and by how many tokens at most, to see that a form writes what the tuned model writes."""
 ROUNDING = 1e-4
 """How much of a metric the last digits of the logits may change, of itself where it is above 1."""
 MAX_ACCENTED = 16
@@ -94,6 +109,20 @@ class ConvertedFile(BaseModel):
     size: int
 
 
+class Continuation(BaseModel):
+    """What a form wrote after test rows, the likeliest token each time, beside what the tuned model wrote."""
+
+    rows: int
+    tokens: int
+    """That the tuned model wrote."""
+    same_rows: int
+    """Of which every token is the same."""
+    same_tokens: int
+    """Before the first that differs, over all rows."""
+    tied_rows: int
+    """Whose first other token has a logit within parity_atol of the tuned model's largest: either could be written."""
+
+
 class Verified(BaseModel):
     """What was compared in a fresh process, and found good."""
 
@@ -114,6 +143,8 @@ class Verified(BaseModel):
     """The same recomputed from the converted files."""
     change: Estimate
     """How much better the converted model is, paired by row: negative is a loss."""
+    continuation: Continuation | None
+    """Of a model that writes text."""
     files: dict[str, ConvertedFile]
 
 
@@ -175,15 +206,18 @@ def run(
     model = open_tuned(task, paths.export).eval()
     rows = spread_over_lengths(tokens, params.parity_rows)
     accented = _accented(test, tokens)
-    batches = compared_batches(model, task, rows, [accented] if accented else [])
-    how = Predicting(evaluate.per_device_eval_batch_size, seed, None, evaluate.max_tokens_per_batch)
+    batches = _with_decoder_inputs(model, compared_batches(model, task, rows, [accented] if accented else []))
+    writes = task.generates or task.likelihood == "causal"
+    # No text is written for the metric: what every text costs the model is asked in one pass.
+    generation = (evaluate.generation or GenerationParams()).model_copy(update={"max_rows": 0}) if writes else None
+    how = Predicting(evaluate.per_device_eval_batch_size, seed, generation, evaluate.max_tokens_per_batch)
 
     def predicted(by: Any) -> pa.Table:
         found = task.predict(by, open_tokenizer(paths.export), test, tokens, how)
         check_finite(found, paths.export)
         return with_rows(found, test, "test")
 
-    metric = evaluated["metric"]
+    metric = LIKELIHOOD if writes else evaluated["metric"]
     reference = predicted(model)
     tuned = _value(task, reference, metric, evaluate)
     written = evaluated["splits"]["test"]["metrics"][metric]["value"]
@@ -193,6 +227,7 @@ def run(
             "Run `dvc repro`."
         )
 
+    prompts = _prompts(model, task, paths.export, tokens, evaluate.generation) if writes else []
     verified: dict[str, Verified] = {}
     with atomic_folder(paths.converted) as folder:
         for name in params.formats:
@@ -205,7 +240,8 @@ def run(
             with Runtime(name, own, num_threads) as runtime:
                 parity = _parity(runtime, batches)
                 _check_logits(name, parity, params)
-                table = predicted(_Converted(runtime, model.config))
+                continuation = _continued(runtime, model, prompts, params) if writes else None
+                table = predicted(_Converted(runtime, model))
             change = paired(task, table, reference, [metric], evaluate, seed)[metric]
             found = _value(task, table, metric, evaluate)
             _check_metric(name, metric, tuned, found, change, params)
@@ -221,6 +257,7 @@ def run(
                 tuned=tuned,
                 converted=found,
                 change=change,
+                continuation=continuation,
                 files=_files(own),
             )
             write_json(own / VERIFIED, verified[name].model_dump(mode="json"))
@@ -263,15 +300,26 @@ def _accented(test: pa.Table, tokens: pa.Table) -> list[dict[str, Any]]:
     return rows
 
 
+class _Prompt(NamedTuple):
+    """One row as a model is asked to go on with it, see `tunewright.formats`; `written`: what the tuned model wrote."""
+
+    inputs: dict[str, np.ndarray]
+    max_new_tokens: int
+    ends: list[int]
+    written: list[int]
+
+
 class _Converted:
     """A converted model in its own process, where `task.predict` expects a model of PyTorch."""
 
     training = False
     device = "cpu"
 
-    def __init__(self, runtime: Runtime, config: Any) -> None:
+    def __init__(self, runtime: Runtime, model: Any) -> None:
         self._runtime = runtime
-        self.config = config
+        self.config = model.config
+        self.get_output_embeddings = getattr(model, "get_output_embeddings", None)
+        self.prepare_decoder_input_ids_from_labels = getattr(model, "prepare_decoder_input_ids_from_labels", None)
 
     def eval(self) -> None:
         """As it always is."""
@@ -286,6 +334,27 @@ class _Converted:
         return SimpleNamespace(logits=torch.from_numpy(logits))
 
 
+def _with_decoder_inputs(model: Any, batches: list[Batch]) -> list[Batch]:
+    """What an encoder-decoder's decoder reads, beside the labels that say which of it is no padding."""
+    import torch
+
+    return [
+        (
+            {
+                **inputs,
+                **{
+                    name: values.numpy()
+                    for name, values in decoder_inputs(model, torch.from_numpy(inputs["labels"])).items()
+                },
+            }
+            if "labels" in inputs
+            else inputs,
+            expected,
+        )
+        for inputs, expected in batches
+    ]
+
+
 def _parity(runtime: Runtime, batches: list[Batch]) -> Parity:
     """The largest difference of a logit, and the batch that showed it. What a form gives for padding is nobody's."""
     import numpy as np
@@ -293,15 +362,110 @@ def _parity(runtime: Runtime, batches: list[Batch]) -> Parity:
     worst, shape = -1.0, (0, 0)
     for inputs, expected in batches:
         rows, tokens = inputs["input_ids"].shape
-        apart = np.abs(compared_part(runtime.logits(inputs)) - expected)
-        if apart.ndim == 3 and apart.shape[1] == tokens:
-            apart = apart[inputs["attention_mask"].astype(bool)]
+        real = inputs["labels"] != IGNORED if "labels" in inputs else inputs["attention_mask"].astype(bool)
+        every = compared_step((*real.shape, expected.shape[-1])) if expected.ndim == 3 else 1
+        asked = {name: values for name, values in inputs.items() if name != "labels"}
+        apart = np.abs(runtime.logits(asked, every) - expected)
+        if apart.ndim == 3 and apart.shape[1] == len(range(0, real.shape[1], every)):
+            apart = apart[real[:, ::every]]
         difference = float(apart.max())
         if not math.isfinite(difference):
             return Parity(max_abs_difference=None, shape=(rows, tokens))
         if difference > worst:
             worst, shape = difference, (rows, tokens)
     return Parity(max_abs_difference=worst, shape=shape)
+
+
+def _prompts(
+    model: Any, task: TaskType, export: Path, tokens: pa.Table, generation: GenerationParams | None
+) -> list[_Prompt]:
+    """Test rows from the shortest to the longest as the model is asked to go on with them, and what it writes by
+    PyTorch. Of a decoder's row that is what stands before its first label, but half of it at least."""
+    import numpy as np
+    import torch
+    from transformers import GenerationConfig
+
+    tokenizer = open_tokenizer(export)
+    settings = generation_config(
+        generation or GenerationParams(), tokenizer, model_ends(model), task.end_of_answer(tokenizer)
+    )
+    ends: list[int] = settings.get("eos_token_id", [])
+    longest = None if model.config.is_encoder_decoder else room(model)
+    found = []
+    for row in spread_over_lengths(tokens, CONTINUED_ROWS):
+        ids, labels = row["input_ids"], row["labels"]
+        inputs = {}
+        if model.config.is_encoder_decoder:
+            inputs = {name: values[:, :1] for name, values in decoder_inputs(model, torch.tensor([labels])).items()}
+        else:
+            first = next((at for at, label in enumerate(labels) if label != IGNORED), len(ids))
+            ids = ids[: max(first, len(ids) // 2)]
+        limit = NEW_TOKENS if longest is None else min(NEW_TOKENS, longest - len(ids))
+        if not ids or limit < 1:
+            continue
+        inputs = {
+            "input_ids": torch.tensor([ids]),
+            "attention_mask": torch.ones((1, len(ids)), dtype=torch.int64),
+        } | inputs
+        own = GenerationConfig(
+            max_new_tokens=limit, do_sample=False, eos_token_id=ends or None, pad_token_id=tokenizer.pad_token_id
+        )
+        # What the model's own file says of beams or of forced tokens would be filled in.
+        before, model.generation_config = model.generation_config, own
+        with torch.inference_mode():
+            written = model.generate(**inputs, generation_config=own)[0]
+        model.generation_config = before
+        start = 1 if model.config.is_encoder_decoder else len(ids)
+        arrays = {name: np.ascontiguousarray(values.numpy()) for name, values in inputs.items()}
+        found.append(_Prompt(arrays, limit, ends, written[start:].tolist()))
+    return found
+
+
+def _continued(runtime: Runtime, model: Any, prompts: list[_Prompt], params: ConvertParams) -> Continuation:
+    """Have a form go on with the prompts, a token at a time.
+
+    Raises
+        UserError  when a form that rounds nothing writes a token that the tuned model holds for less likely.
+    """
+    found = Continuation(rows=len(prompts), tokens=0, same_rows=0, same_tokens=0, tied_rows=0)
+    for prompt in prompts:
+        ours, theirs = runtime.continuation(prompt.inputs, prompt.max_new_tokens, prompt.ends), prompt.written
+        pairs = enumerate(zip(ours, theirs, strict=False))
+        same = next((at for at, (one, other) in pairs if one != other), min(len(ours), len(theirs)))
+        found.tokens += len(theirs)
+        found.same_tokens += same
+        if ours == theirs:
+            found.same_rows += 1
+            continue
+        both = same < len(ours) and same < len(theirs)
+        less = _lead(model, prompt, same, theirs[same], ours[same]) if both else math.inf
+        if less <= params.parity_atol:
+            found.tied_rows += 1
+        elif not formats.load(runtime.name).QUANTIZED:
+            what = (
+                f"id {ours[same]} in place of {theirs[same]}, whose logit is {less:.3g} higher" if both else "the end"
+            )
+            raise UserError(
+                f"convert: {runtime.name} goes on otherwise than the tuned model after {same} tokens that are the "
+                f"same, behind a test row of {prompt.inputs['input_ids'].shape[1]} tokens: {what}; expected at most "
+                f"convert.parity_atol: {params.parity_atol:g}. The last converted models are kept. Take {runtime.name} "
+                "out of convert.formats."
+            )
+    return found
+
+
+def _lead(model: Any, prompt: _Prompt, same: int, best: int, other: int) -> float:
+    """How much larger the tuned model's logit of its own next token is than that of another."""
+    import torch
+
+    inputs = {name: torch.from_numpy(values) for name, values in prompt.inputs.items()}
+    grown = "decoder_input_ids" if "decoder_input_ids" in inputs else "input_ids"
+    inputs[grown] = torch.cat([inputs[grown], torch.tensor([prompt.written[:same]], dtype=torch.int64)], dim=1)
+    if grown == "input_ids":
+        inputs["attention_mask"] = torch.ones_like(inputs[grown])
+    with torch.inference_mode():
+        logits = model(**inputs).logits[0, -1]
+    return float(logits[best] - logits[other])
 
 
 def _check_logits(name: str, found: Parity, params: ConvertParams) -> None:

@@ -14,6 +14,7 @@ prints {"max_abs_difference": …, "shape": [rows, tokens]}: the largest differe
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -50,8 +51,13 @@ class Parity(BaseModel):
 def compared_part(logits: np.ndarray) -> np.ndarray:
     """The logits that are compared: all of a classifier's; of a language model's (B, T, V) those of positions at even
     steps, of which each is read from all that stand before it, so that they stay below MAX_LOGITS numbers."""
-    step = -(-logits.size // MAX_LOGITS)
-    return logits if logits.ndim < 3 or step == 1 else logits[:, ::step]
+    step = compared_step(logits.shape)
+    return logits if step == 1 else logits[:, ::step]
+
+
+def compared_step(shape: tuple[int, ...]) -> int:
+    """The step of `compared_part` for logits of this shape."""
+    return 1 if len(shape) < 3 else max(1, -(-math.prod(shape) // MAX_LOGITS))
 
 
 def spread_over_lengths(table: Any, count: int) -> list[dict[str, Any]]:

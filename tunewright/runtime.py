@@ -4,8 +4,10 @@
     python -m tunewright.runtime serve FORMAT FOLDER THREADS
 
 `write` makes the form of an exported model; exit status 2 with one line where it can't. `serve` opens it and answers
-on its standard output each batch of its standard input, until that ends: eight bytes of length, then an .npz of the
-inputs by name, (B, T) of int64; eight bytes of length, then the logits as .npy.
+on its standard output each message of its standard input, until that ends: eight bytes of length, then an .npz of the
+inputs by name, (B, T) of int64; eight bytes of length, then the logits as .npy. Where the message holds `every` too,
+the logits are of each `every`-th token alone; where it holds `max_new_tokens` and `ends`, the answer is the ids that
+the model writes, (N,) of int64.
 
 The process imports NumPy, the format's module and the format's runtime: no PyTorch, no Transformers, no task.
 """
@@ -17,6 +19,8 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Self
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
 
 HEADER = 8
 """Bytes that hold a message's length."""
+EVERY, MAX_NEW_TOKENS, ENDS = "every", "max_new_tokens", "ends"
+"""What a message may hold beside the inputs."""
 QUIET = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}
 """One kind of processor for every format, and of TensorFlow no rounding that depends on what the processor can do."""
 
@@ -91,19 +97,36 @@ class Runtime:
         self._process.communicate()
         self._complaints.close()
 
-    def logits(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
-        """The logits of one batch.   inputs: by name, (B, T).
+    def logits(self, inputs: dict[str, np.ndarray], every: int = 1) -> np.ndarray:
+        """The logits of one batch.   inputs: by name, (B, T).   every: of a model of tokens, at which steps.
 
         Raises
             RuntimeError  when the process could not open or run the model: a defect, with the process's own words.
         """
         import numpy as np
 
+        return self._answer(inputs if every == 1 else {**inputs, EVERY: np.array(every)})
+
+    def continuation(self, inputs: dict[str, np.ndarray], max_new_tokens: int, ends: Sequence[int]) -> list[int]:
+        """The ids that the model writes after one row, see `tunewright.formats`.
+
+        Raises
+            RuntimeError  as `logits`.
+        """
+        import numpy as np
+
+        told = {MAX_NEW_TOKENS: np.array(max_new_tokens), ENDS: np.array(ends, dtype=np.int64)}
+        found: list[int] = self._answer({**inputs, **told}).tolist()
+        return found
+
+    def _answer(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        import numpy as np
+
         assert self._process.stdin is not None and self._process.stdout is not None  # noqa: S101 - both are pipes
         message = io.BytesIO()
         np.savez(message, **inputs)  # type: ignore[arg-type]
         try:
-            _send(self._process.stdin, message.getvalue())
+            _send(self._process.stdin, message.getbuffer())
             answer = _receive(self._process.stdout)
         except BrokenPipeError:
             answer = None
@@ -121,8 +144,10 @@ def _environment() -> dict[str, str]:
     return {**os.environ, **QUIET, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
 
 
-def _send(stream: IO[bytes], message: bytes) -> None:
-    stream.write(len(message).to_bytes(HEADER, "big") + message)
+def _send(stream: IO[bytes], *parts: bytes | memoryview) -> None:
+    stream.write(sum(len(part) for part in parts).to_bytes(HEADER, "big"))
+    for part in parts:
+        stream.write(part)
     stream.flush()
 
 
@@ -142,13 +167,24 @@ def _serve(name: str, folder: Path, num_threads: int) -> None:
     # What a library prints must not stand between two answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    logits_of = formats.load(name).opened(folder, num_threads)
+    module = formats.load(name)
+    opened = cache(lambda: module.opened(folder, num_threads))
+    continued = cache(lambda: module.continued(folder, num_threads))
     while (message := _receive(sys.stdin.buffer)) is not None:
-        with np.load(io.BytesIO(message), allow_pickle=False) as inputs:
-            found = logits_of({name: inputs[name] for name in inputs.files})
-        answer = io.BytesIO()
-        np.save(answer, found)
-        _send(answers, answer.getvalue())
+        with np.load(io.BytesIO(message), allow_pickle=False) as arrays:
+            inputs = {each: arrays[each] for each in arrays.files}
+        if MAX_NEW_TOKENS in inputs:
+            limit, ends = int(inputs.pop(MAX_NEW_TOKENS)), inputs.pop(ENDS).tolist()
+            found = np.array(continued()(inputs, limit, ends), dtype=np.int64)
+        else:
+            every = int(inputs.pop(EVERY, 1))
+            found = opened()(inputs)
+            found = found if every == 1 else found[:, ::every]
+        header = io.BytesIO()
+        found = np.ascontiguousarray(found)
+        np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(found))
+        # Of a batch of a language model the logits are hundreds of megabytes: they go as they are, with no copy.
+        _send(answers, header.getvalue(), found.data.cast("B") if found.size else b"")
 
 
 if __name__ == "__main__":

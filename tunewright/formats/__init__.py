@@ -12,6 +12,22 @@ and, for a process of its own environment, which has neither pydantic nor the tr
     write(export, folder, max_length)     write the form of the exported model into an empty folder
     opened(folder, num_threads)           load it → a function of model inputs by name, (B, T) of int64, to its logits
 
+Inputs are input_ids and attention_mask (B, T), rows filled up at the right; what a form gives for padding is nobody's.
+A form of a model that writes text gives float32 logits of each token: of a decoder (B, T, V); of an encoder-decoder,
+whose inputs hold decoder_input_ids (B, T') too, (B, T', V). And it has, with its cache if it has one:
+
+    continued(folder, num_threads)        load it → a function of (inputs, max_new_tokens, ends) to the ids written
+
+    inputs           one row without padding, all of int64: input_ids and attention_mask (1, T); of an encoder-decoder
+                     decoder_input_ids (1, 1) too: what its decoder starts from
+    max_new_tokens   how many ids at most
+    ends             ids after which no more is written
+    → a list of the ids written, the end counted, the prompt and the start not. Each is the likeliest (`greedy`), and
+      read at the next step alone, with the keys and values of all before it.
+
+`stages/convert.py` compares those ids with what PyTorch's `generate` writes. A process calls one of the two functions
+or both; what is large should be loaded once.
+
 This package imports nothing that such an environment may lack.
 """
 
@@ -19,8 +35,12 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def names() -> list[str]:
@@ -36,6 +56,21 @@ def load(name: str) -> Any:
 def kind_of(config: dict[str, Any]) -> str:
     """The class of Transformers that a model's config.json names."""
     return str((config.get("architectures") or ["unknown"])[0])
+
+
+def greedy(
+    logits: Callable[[list[int]], np.ndarray], prompt: list[int], max_new_tokens: int, ends: Sequence[int]
+) -> list[int]:
+    """The likeliest token, again and again, until one of `ends`: what `continued` gives.
+
+    logits: of the ids that follow those it was given before, the logits (V,) after the last of them.
+    """
+    found: list[int] = []
+    given = prompt
+    while len(found) < max_new_tokens and not (found and found[-1] in ends):
+        found.append(int(logits(given).argmax()))
+        given = found[-1:]
+    return found
 
 
 def settings(export: Path) -> dict[str, Any]:
