@@ -26,33 +26,45 @@ def card(output: Path | None) -> str:
     Raises
         UserError  where there is no card yet, or the folder holds something else.
     """
+    told = pages()
+    if output is None:
+        return told["README.md"]
+    _check_ours(output, [*told, COST_FILE, Path(load_params().paths.report_page).name])
+    with atomic_folder(output) as into:
+        for name, text in told.items():
+            (into / name).write_text(text, encoding="utf-8", newline="")
+    return f"{output}: {', '.join(sorted(found.name for found in output.iterdir()))}"
+
+
+def pages() -> dict[str, str]:
+    """Name → text of what is to be published: the card and the data sheet with card.json, the report's page, cost.json;
+    the cost joined into them where it is known.
+
+    Raises
+        UserError  where there is no card yet.
+    """
     params = load_params()
     folder = Path(params.paths.card)
     if not (folder / "README.md").is_file():
         raise UserError(f"{folder / 'README.md'}: not found. `tunewright run` makes it.")
-    run = record.read()
-    found = costs(run["stages"], params) if run else None
-    told = {**found, "commit": run["commit"], "ended": run["ended"]} if found else None
-    text = (folder / "README.md").read_text(encoding="utf-8")
-    if told is not None:
-        text = text.replace(COST_PLACE, _markdown(told))
-    if output is None:
-        return text
-    names = [found.name for found in sorted(folder.iterdir())]
+    found = {file.name: _text(file) for file in sorted(folder.iterdir())}
     page = Path(params.paths.report_page)
-    _check_ours(output, [*names, page.name, COST_FILE])
-    with atomic_folder(output) as into:
-        for name in names:
-            (into / name).write_bytes((folder / name).read_bytes())
-        (into / "README.md").write_text(text, encoding="utf-8")
-        if told is not None:
-            (into / COST_FILE).write_text(canonical_json(told), encoding="utf-8")
-        if page.is_file():
-            shown = page.read_text(encoding="utf-8")
-            (into / page.name).write_text(
-                shown if told is None else shown.replace(PAGE_PLACE, _html(told)), encoding="utf-8"
-            )
-    return f"{output}: {', '.join(sorted(found.name for found in output.iterdir()))}"
+    if page.is_file():
+        found[page.name] = _text(page)
+    run = record.read()
+    cost = costs(run["stages"], params) if run else None
+    if cost is not None:
+        told = {**cost, "commit": run["commit"], "ended": run["ended"]}
+        found["README.md"] = found["README.md"].replace(COST_PLACE, _markdown(told))
+        if page.name in found:
+            found[page.name] = found[page.name].replace(PAGE_PLACE, _html(told))
+        found[COST_FILE] = canonical_json(told)
+    return found
+
+
+def _text(file: Path) -> str:
+    with file.open(encoding="utf-8", newline="") as stream:  # its line ends as they are
+        return stream.read()
 
 
 def _check_ours(output: Path, names: list[str]) -> None:

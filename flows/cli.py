@@ -25,6 +25,7 @@ DATA = "Your data"
 LOOK = "Look before you run"
 STAND = "Schedules, and a page to watch runs"
 CHAMPION = "Champion and challenger"
+PUBLISH = "Give it away"
 
 app = typer.Typer(
     help="Declarative fine-tuning: edit params.yaml, then `tunewright run`.",
@@ -450,20 +451,44 @@ def check() -> None:
 
 
 @app.command(rich_help_panel=LOOK)
-def verify(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+def verify(
+    published: Annotated[
+        Path | None, typer.Option("--published", help="A published folder, which is verified in the project's place.")
+    ] = None,
+    public_key: Annotated[
+        Path | None, typer.Option("--public-key", help="In PEM: whose signature the folder must bear.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
     """Hash every byte from the raw data to the export again, and name each that is not as recorded; status 3."""
-    from flows.verify import verify
+    from flows.published import VerifiedFolder, verify_published
+    from flows.verify import Verified, verify
     from tunewright.errors import EXIT_GATE_CLOSED
     from tunewright.files import canonical_json
 
     with _told():
-        found = verify()
+        if public_key is not None and published is None:
+            raise UserError("--public-key: found without --published; a published folder is what is signed.")
+        found: Verified | VerifiedFolder = verify() if published is None else verify_published(published, public_key)
         if as_json:
             typer.echo(canonical_json(found.as_json()), nl=False)
         else:
             console.print(Text(found.summary()))
         if found.mismatches:
             raise typer.Exit(EXIT_GATE_CLOSED)
+
+
+@app.command(rich_help_panel=PUBLISH)
+def publish(
+    signing_key: Annotated[
+        Path | None, typer.Option("--signing-key", help="A private key in PEM that signs the folder.")
+    ] = None,
+) -> None:
+    """Verify all, then write published/: the model, its card, and the proof of where every byte came from."""
+    from flows.publish import publish
+
+    with _told():
+        console.print(Text(publish(signing_key)))
 
 
 @app.command(rich_help_panel=CHAMPION)

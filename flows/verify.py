@@ -67,7 +67,7 @@ class Verified:
             f"{self.stages} stages, {self.files} files ({self.bytes / 1e6:.1f} MB), of which {self.cache_objects} are "
             f"objects of DVC's cache, and {self.exported_files} exported files hashed"
         )
-        ends = _count(len(self.mismatches)) if self.mismatches else "every byte is as recorded"
+        ends = count(len(self.mismatches)) if self.mismatches else "every byte is as recorded"
         return "\n".join([*lines, f"{read}: {ends}."])
 
 
@@ -77,7 +77,7 @@ def verify() -> Verified:
     Raises
         UserError  where there is no chain yet: no dvc.lock, or stages that have not run.
     """
-    stages = _recorded()
+    stages = recorded()
     found = Verified(stages=len(stages))
     chain = _Chain(found, graph.cache_folder() / "files" / "md5", _folders(stages))
     wrote = {out["path"]: (stage, out) for stage, record in stages.items() for out in record.get("outs", [])}
@@ -97,7 +97,7 @@ def verify() -> Verified:
     return found
 
 
-def _recorded() -> dict[str, Any]:
+def recorded() -> dict[str, Any]:
     """The records of dvc.lock, by stage, each after those that it reads from."""
     nodes = graph.graph()
     stages = (_yaml(LOCK_FILE) if LOCK_FILE.is_file() else {}).get("stages", {})
@@ -140,7 +140,7 @@ class _Chain:
                 for name in key.split("."):
                     now = now.get(name) if isinstance(now, dict) else None
                 if now != value:
-                    self._differs(f"{file}: {key} (read by {stage})", _short(now), f"{_short(value)}, as it was then")
+                    self._differs(f"{file}: {key} (read by {stage})", short(now), f"{short(value)}, as it was then")
 
     def read(self, entry: Mapping[str, Any], whose: str) -> None:
         """One file or folder of the work tree against its hash; of a folder, the very file is named where it can be."""
@@ -214,32 +214,44 @@ class _Chain:
 
 
 def _exported(found: Verified) -> None:
-    """The export against its manifest, and the manifest against the model that was judged."""
+    """The export against its manifest, and the manifest against the model that was judged and what it was made of."""
     paths = load_params().paths
     export, tuned = Path(paths.export), Path(paths.tuned_model)
     manifest = read_json(export / MANIFEST)
-    there = {file.relative_to(export).as_posix(): file for file in sorted(export.rglob("*")) if file.is_file()}
-    there.pop(MANIFEST)
-    for name in sorted(there.keys() | manifest["files"].keys()):
-        what, file, told = f"{export / name} (exported)", there.get(name), manifest["files"].get(name)
-        if file is None or told is None:
-            expected = f"as {MANIFEST} says: {'none' if told is None else told['sha256']}"
-            found.mismatches.append(Mismatch(what, "no such file" if file is None else "a file", expected))
-            continue
-        found.exported_files += 1
-        if (sha256 := sha256_file(file)) != told["sha256"]:
-            found.mismatches.append(Mismatch(what, f"SHA-256 {sha256}", f"{told['sha256']}, as {MANIFEST} says"))
+    there = {file.relative_to(export).as_posix() for file in export.rglob("*") if file.is_file()} - {MANIFEST}
+    found.exported_files = len(there)
+    found.mismatches += against_manifest(export, there, manifest["files"], "exported")
     model = sha256_tree(tuned)
     for whose, told in (("exported", manifest["model_sha256"]), ("passed by the gate", manifest["passed"]["model"])):
         if told != model:
             found.mismatches.append(Mismatch(f"{tuned} ({whose})", f"SHA-256 {model}", told))
+    chain = manifest["chain"]
+    for path, told in [(paths.tokens, chain["tokens"]), *chain["reports"].items()]:
+        if (sha256 := sha256_tree(Path(path)) if Path(path).exists() else "none") != told:
+            found.mismatches.append(Mismatch(f"{path} (in the export's chain)", f"SHA-256 {sha256}", told))
 
 
-def _count(mismatches: int) -> str:
+def against_manifest(folder: Path, there: set[str], files: Mapping[str, Any], whose: str) -> list[Mismatch]:
+    """What differs between the files that stand in a folder and those that its manifest lists, by SHA-256.
+
+    there: their names.   files: name → {"sha256": …} of the manifest.   whose: said beside each path.
+    """
+    found = []
+    for name in sorted(there | files.keys()):
+        what, file, told = f"{folder / name} ({whose})", folder / name, files.get(name)
+        if name not in there or told is None:
+            expected = f"as {MANIFEST} says: {'none' if told is None else told['sha256']}"
+            found.append(Mismatch(what, "a file" if name in there else "no such file", expected))
+        elif (sha256 := sha256_file(file)) != told["sha256"]:
+            found.append(Mismatch(what, f"SHA-256 {sha256}", f"{told['sha256']}, as {MANIFEST} says"))
+    return found
+
+
+def count(mismatches: int) -> str:
     return "1 thing is not as recorded" if mismatches == 1 else f"{mismatches} things are not as recorded"
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     shown = repr(value)
     return shown if len(shown) <= 80 else f"{shown[:77]}…"
 

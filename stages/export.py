@@ -8,13 +8,14 @@ Reads   paths.tuned_model   the model to export
         paths.card          the model card and the data sheet, which go with it
 Writes  paths.export        what plain Transformers opens, model.onnx, README.md, DATA_SHEET.md, card.json,
                             control.json, whose figures stand in config.json too, and MANIFEST.json: SHA-256 and
-                            size of each file; for a model that writes text a
-                            generation_config.json as it was evaluated
+                            size of each file, and the chain back so far as it is seen here; for a model
+                            that writes text a generation_config.json as it was evaluated
 Report  paths.reports/export.json: the files, and how far each form's logits are from the tuned model's
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import warnings
@@ -44,6 +45,10 @@ ONNX_KINDS = ("ForSequenceClassification", "ForTokenClassification", "ForMaskedL
 OF_THE_MODEL = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
 """What a model's own generation config says of how its texts begin and end."""
 MANIFEST = "MANIFEST.json"
+OF_THE_ORIGIN = re.compile(
+    r"(fetch|init)_model\.(model_name_or_path|model_revision|license|sha256)|ingest\.sources\.\d+\.(name|license|sha256)"
+)
+"""The facts of the card that say what the base model and the raw data were."""
 
 
 class ExportParams(Section):
@@ -148,8 +153,21 @@ def run(
             parity=parity,
         )
         manifest = report.model_dump(mode="json", include={"files", "model_sha256", "opset_version"})
-        write_json(folder / MANIFEST, manifest | {"passed": read_json(paths.model_passed)})
+        manifest |= {"passed": read_json(paths.model_passed), "chain": _chain(paths, model_sha256)}
+        write_json(folder / MANIFEST, manifest)
     return report
+
+
+def _chain(paths: ExportPaths, model_sha256: str) -> dict[str, Any]:
+    """What this was made of: the weights and tokens by their hashes; the base model and the raw data as the card has
+    them from reports; and those reports by theirs. `tunewright publish` adds what dvc.lock knows."""
+    facts = read_json(paths.card / "card.json")["facts"]
+    return {
+        "weights": model_sha256,
+        "tokens": sha256_tree(paths.tokens),
+        "origin": {name: fact["value"] for name, fact in facts.items() if OF_THE_ORIGIN.fullmatch(name)},
+        "reports": {fact["file"]: fact["sha256"] for fact in facts.values()},
+    }
 
 
 def _tell_in_config(control: Control, path: Path) -> None:

@@ -123,6 +123,7 @@ def project(
     )
     (folder / "card").mkdir()
     (folder / "card/README.md").write_text("# What this model is\n")
+    write_json(folder / "card/card.json", {"facts": {}})
     export.run(exported, exporting(onnx), task, num_threads=1, evaluate=EVALUATE)
     model = open_tuned(task, folder / "tuned").eval()
     predictions = task.predict(model, open_tokenizer(tuned), rows, table, Predicting(16, 1))

@@ -21,6 +21,14 @@ from tunewright.task import TaskType
 from tunewright.task_types.text_classification import Task, TaskParams
 
 CARD = ("README.md", "DATA_SHEET.md", "card.json")
+FACTS = {
+    "evaluate.splits.test.metrics.accuracy.value": (0.5, "reports/evaluate.json", "e" * 64),
+    "fetch_model.model_name_or_path": ("org/name", "reports/fetch_model.json", "f" * 64),
+    "fetch_model.sha256": ("b" * 64, "reports/fetch_model.json", "f" * 64),
+    "ingest.sources.0.sha256": ("a" * 64, "reports/ingest.json", "1" * 64),
+    "ingest.sources.0.rows.rows_in": (7, "reports/ingest.json", "1" * 64),
+}
+"""Of the card: value, file and its SHA-256."""
 LABELS = ["bad", "good", "mixed"]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "fine", "film", "dull", "play", "long", "##er"]
 TASK = Task(TaskParams(type="text_classification", labels=LABELS))
@@ -83,8 +91,10 @@ def project(tuned: Path, folder: Path, **more: list[list[int]]) -> ExportPaths:
     passed = {"model": sha256_tree(folder / "tuned"), "control": sha256_file(folder / "control.json")}
     write_json(folder / "model.passed", passed)
     (folder / "card").mkdir()
-    for name in CARD:
+    for name in CARD[:2]:
         (folder / "card" / name).write_text(f"{name} of the card\n")
+    facts = {name: {"value": value, "file": file, "sha256": sha256} for name, (value, file, sha256) in FACTS.items()}
+    write_json(folder / "card/card.json", {"facts": facts})
     write_json(folder / "threshold_policy.json", {"groups": {"women": {}}})
     return ExportPaths(
         threshold_policy=folder / "threshold_policy.json",
@@ -117,7 +127,7 @@ def test_the_manifest_names_every_file_by_its_bytes(exported):
     paths, report = exported
     manifest = json.loads((paths.export / "MANIFEST.json").read_text())
     files = {found.name for found in paths.export.iterdir()} - {"MANIFEST.json"}
-    assert all((paths.export / name).read_text() == f"{name} of the card\n" for name in CARD)
+    assert all((paths.export / name).read_bytes() == (paths.card / name).read_bytes() for name in CARD)
     assert set(manifest["files"]) == files
     assert files >= {*CARD, "config.json", "model.onnx", "model.safetensors", "threshold_policy.json", "tokenizer.json"}
     for name, entry in manifest["files"].items():
@@ -127,6 +137,24 @@ def test_the_manifest_names_every_file_by_its_bytes(exported):
     assert manifest["passed"] == passed and manifest["files"]["control.json"]["sha256"] == passed["control"]
     assert manifest["opset_version"] == 18
     assert manifest["files"] == report["files"]
+
+
+def test_the_manifest_holds_the_chain_back_so_far_as_export_sees_it(exported):
+    paths, _ = exported
+    assert json.loads((paths.export / "MANIFEST.json").read_text())["chain"] == {
+        "weights": sha256_tree(paths.tuned_model),
+        "tokens": sha256_tree(paths.tokens),
+        "origin": {
+            "fetch_model.model_name_or_path": "org/name",
+            "fetch_model.sha256": "b" * 64,
+            "ingest.sources.0.sha256": "a" * 64,
+        },
+        "reports": {
+            "reports/evaluate.json": "e" * 64,
+            "reports/fetch_model.json": "f" * 64,
+            "reports/ingest.json": "1" * 64,
+        },
+    }
 
 
 def test_plain_transformers_opens_it_with_real_label_names(exported):

@@ -1,0 +1,81 @@
+"""Signatures of a published folder, by model_signing (https://github.com/sigstore/model-transparency) in its key mode.
+
+The signature stands in the folder as `model.sig`, a Sigstore bundle over the SHA-256 of every other file. Keys are of
+an elliptic curve, in PEM; nobody is asked over the network. An ECDSA signature differs each time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tunewright.errors import UserError
+
+SIGNATURE = "model.sig"
+OF_GIT = (".git", ".gitattributes", ".github", ".gitignore")
+"""What model_signing leaves out by default: a clone of a published repository holds it too."""
+MAKE_KEY = "openssl ecparam -name prime256v1 -genkey -noout -out key.pem"
+MAKE_PUBLIC = "openssl ec -in key.pem -pubout -out public.pem"
+
+
+def signer(key: Path) -> Any:
+    """What signs with that private key.
+
+    Raises
+        UserError  where there is no such key, or it is none that signs here.
+    """
+    from model_signing.signing import Config
+
+    try:
+        return Config().use_elliptic_key_signer(private_key=key)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise _no_key("--signing-key", key, "a private key", MAKE_KEY, error) from error
+
+
+def sign(folder: Path, name: str, signer: Any) -> None:
+    """Write the signature of all files of a folder into it.   name: what the folder is called in the signature."""
+    from model_signing.hashing import Config
+
+    hashing = Config().set_ignored_paths(paths=[SIGNATURE])
+    # The folder is signed by its own name, and it bears a temporary one; links of the same files cost nothing.
+    with tempfile.TemporaryDirectory(prefix=f".{name}~", dir=folder.parent) as scratch:
+        named = Path(scratch, name)
+        shutil.copytree(folder, named, copy_function=os.link)
+        signer.set_hashing_config(hashing).sign(named, folder / SIGNATURE)
+
+
+def fault(folder: Path, public_key: Path) -> str | None:
+    """What is wrong with the signature of a folder that has one; None where it is that key's, over these files.
+
+    Raises
+        UserError  where there is no such key, or it is none that signs here.
+    """
+    from cryptography.exceptions import InvalidSignature
+    from model_signing.verifying import Config
+
+    try:
+        verifier = Config().use_elliptic_key_verifier(public_key=public_key)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise _no_key("--public-key", public_key, "a public key", MAKE_PUBLIC, error) from error
+    if not (folder / SIGNATURE).is_file():
+        return "no such file"
+    try:
+        verifier.verify(folder, folder / SIGNATURE)
+    except InvalidSignature:
+        return "a signature that this key has not made"
+    except Exception as error:  # whatever reading a file that anybody may have written raises
+        told = re.sub(r": Expected 'Digest\(.*?\)', Actual 'Digest\(.*?\)'", "", " ".join(str(error).split()))
+        return told.removesuffix(".") or type(error).__name__
+    return None
+
+
+def _no_key(option: str, key: Path, what: str, command: str, error: Exception) -> UserError:
+    told = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+    return UserError(
+        f"{option}: {key}: {told}. Expected {what} of an elliptic curve (P-256, P-384 or P-521) in PEM, without a "
+        f"passphrase: `{command}`."
+    )
