@@ -64,7 +64,12 @@ class OnnxModel:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = params.num_threads
-        self._session = onnxruntime.InferenceSession(folder / MODEL, options, providers=["CPUExecutionProvider"])
+        try:
+            self._session = onnxruntime.InferenceSession(folder / MODEL, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's own errors derive from nothing narrower
+            raise UserError(
+                f"{folder / MODEL}: can't be opened ({error}). Bring the model back: `dvc checkout`."
+            ) from error
         self._cleaner = Cleaner(params, task)
         self._tokenizer = open_tokenizer(folder)
         self._max_length = params.value("tokenize.max_length")

@@ -30,6 +30,8 @@ class Scorer:
     """The exported model, and how it is asked."""
 
     def __init__(self, folder: Path, task: TaskType, params: Params) -> None:
+        from safetensors import SafetensorError
+
         from tunewright.compute import open_tuned, set_up
         from tunewright.tokenizer import open_tokenizer
 
@@ -45,7 +47,12 @@ class Scorer:
         self._max_length = params.value("tokenize.max_length")
         self._privacy = params.value("prepare.privacy")
         self._tokenizer = open_tokenizer(folder)
-        self._model = open_tuned(task, folder)
+        try:
+            self._model = open_tuned(task, folder)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(
+                f"{folder}: can't be opened as a model ({error}). Bring it back: `dvc checkout`."
+            ) from error
 
     def score(self, chunk: list[dict[str, Any]], rows: NewRows) -> Iterator[pa.Table]:
         """The rows' predictions, in their order. A row that the task itself refuses is put aside: halves of the chunk

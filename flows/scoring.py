@@ -24,11 +24,15 @@ from flows.new_rows import NewRows, source_of
 from flows.scorer import Scorer
 from tunewright.errors import UserError
 from tunewright.files import canonical_json, parquet_writer, read_json, sha256_file, sha256_tree
+from tunewright.foreign_files import check_runs_no_code, inside, pickled
 from tunewright.params import Params
 from tunewright.stage import QUIET, SPIN, sole
 from tunewright.task import TaskType, load_task
 
 MANIFEST = "MANIFEST.json"
+NOT_LISTED = (MANIFEST,)
+OPENED = (".jinja", ".json", ".model", ".onnx", ".py", ".safetensors")
+"""How files end that Transformers, PEFT or ONNX Runtime open."""
 KEY = b"tunewright.score"
 NOT_ANSWERED = "(abstained)"
 ROWS_AT_ONCE = 2048
@@ -152,15 +156,27 @@ def _standing(output: Path) -> dict[str, Any] | None:
 
 
 def check_model(folder: Path, task: TaskType, params: Params) -> None:
-    """Hold the model's files against its manifest, and its labels and length against params.
+    """Hold the model's files against its manifest, and its labels and length against params, and refuse
+    what would run code.
 
     Raises
         UserError  naming the file or the key.
     """
-    for name, file in read_json(folder / MANIFEST)["files"].items():
+    listed = read_json(folder / MANIFEST)["files"]
+    for name, file in listed.items():
         path = folder / name
-        if not path.is_file() or sha256_file(path) != file["sha256"]:
+        if not inside(name) or not path.is_file() or sha256_file(path) != file["sha256"]:
             raise UserError(f"{path}: is missing or not as {MANIFEST} has it. Bring the model back: `dvc checkout`.")
+    if found := pickled(folder):
+        raise UserError(
+            f"{folder / found[0]}: can run code when it is opened, and no export holds such a file. Remove it."
+        )
+    if beside := _beside(folder, set(listed)):
+        raise UserError(
+            f"{folder / beside}: a library could open it with the model, and {MANIFEST} does not name it. Remove it, "
+            "or bring the model back: `dvc checkout`."
+        )
+    check_runs_no_code(str(folder), folder)
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     labels = [config.get("id2label", {}).get(str(at)) for at in range(len(task.label_names))]
     if config and task.label_names and labels != task.label_names:
@@ -173,6 +189,17 @@ def check_model(folder: Path, task: TaskType, params: Params) -> None:
         raise UserError(
             f"tokenize.max_length: found {params.value('tokenize.max_length')}; the model takes at most {longest}."
         )
+
+
+def _beside(folder: Path, listed: set[str]) -> str | None:
+    """A file that a library would open of itself, such as an adapter, though the manifest does not name it. What hides
+    under a leading dot is what git or the Hub's own client left there."""
+    for found in sorted(folder.rglob("*")):
+        name = found.relative_to(folder)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if found.suffix in OPENED and not hidden and name.as_posix() not in {*listed, *NOT_LISTED} and found.is_file():
+            return name.as_posix()
+    return None
 
 
 class _Rejected:

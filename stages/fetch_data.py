@@ -13,7 +13,7 @@ same bytes, so the stage runs again when params name another one.
 from __future__ import annotations
 
 import tempfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field
@@ -26,6 +26,7 @@ from tunewright.stage import Out, Paths, run_stage
 
 INDEX = "index.json"
 KINDS = ("csv", "json", "parquet")  # of data files; each is a module of `datasets` that reads them
+ARCHIVES = (".7z", ".rar", ".tar", ".tgz", ".zip")  # which `datasets` would unpack, however large what they hold
 LONGEST = 300  # characters of a library's message that are passed on
 
 Name = Annotated[str, Field(min_length=1)]
@@ -85,7 +86,7 @@ def run(paths: FetchDataPaths, params: FetchDataParams) -> FetchDataReport:
 
     Raises
         UserError    a data set, commit, configuration or split that the Hub does not have; files of another kind than
-                     Parquet, CSV and JSON, from elsewhere, or broken; no row; no licence.
+                     Parquet, CSV and JSON, archives, files from elsewhere, or broken ones; no row; no licence.
         Unreachable  the Hub did not answer.
     """
     with atomic_folder(paths.hub_data) as folder:
@@ -95,6 +96,8 @@ def run(paths: FetchDataPaths, params: FetchDataParams) -> FetchDataReport:
 
 
 def _fetch(wanted: DatasetParams, path: Path) -> DatasetReport:
+    from zipfile import BadZipFile
+
     import httpx2
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import (
@@ -120,7 +123,7 @@ def _fetch(wanted: DatasetParams, path: Path) -> DatasetReport:
             f"fetch_data: the hub did not give {wanted.dataset_name} ({type(error).__name__}). Check the network or "
             f"HF_ENDPOINT, then run again; or put the data into paths.raw and name it by `path`."
         ) from error
-    except (DatasetsError, FileNotFoundError, RuntimeError, ValueError) as error:
+    except (BadZipFile, DatasetsError, FileNotFoundError, RuntimeError, ValueError) as error:
         raise UserError(f"fetch_data.datasets: {wanted.name}: {hub_id}: {_explained(error)}") from error
     return DatasetReport(
         **wanted.model_dump(exclude={"license"}), license=stated, columns=columns, rows=rows, sha256=sha256_file(path)
@@ -155,6 +158,11 @@ def _load(wanted: DatasetParams, cache: str) -> Any:
     outside = [file for file in files if not file.startswith(f"{repository}@{wanted.dataset_revision}/")]
     if outside:
         raise ValueError(f"it names a file outside this commit, which nothing pins: {outside[0]}")
+    if archives := [file for file in files if set(ARCHIVES) & set(PurePosixPath(file).suffixes[-2:])]:
+        raise ValueError(
+            f"{PurePosixPath(archives[0]).name} is an archive, which is not unpacked here: too little is known "
+            "of what is in it. Unpack it where you trust it, into paths.raw, and name it by `path`."
+        )
     if kind == "csv" and builder.config.features is None:
         _read_as_strings(builder.config, wanted, files[0].removeprefix(f"{repository}@{wanted.dataset_revision}/"))
     try:

@@ -27,6 +27,7 @@ from tunewright import gguf_models
 from tunewright.base_models import AUTO, check_pinned, is_hub_id, local_model
 from tunewright.errors import Unreachable, UserError
 from tunewright.files import atomic_folder, read_json, sha256_tree
+from tunewright.foreign_files import PICKLED, check_runs_no_code, check_shards
 from tunewright.gates import license_fault
 from tunewright.params import Section
 from tunewright.report import Report
@@ -50,7 +51,6 @@ WANTED = (
     "LICENSE*",
     "README.md",
 )
-PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
 
 
 class FetchModelParams(Section):
@@ -194,13 +194,9 @@ def _download(name: str, revision: str | None, staging: Path) -> None:
 def _checked_config(name: str, staging: Path) -> dict[str, Any]:
     if not (staging / "config.json").is_file():
         raise UserError(f"{name}: no config.json; expected a model folder as `save_pretrained` writes it.")
+    check_runs_no_code(name, staging)
+    check_shards(name, staging)
     config: dict[str, Any] = read_json(staging / "config.json")
-    for file in (staging / "config.json", staging / "tokenizer_config.json"):
-        if file.is_file() and "auto_map" in read_json(file):
-            raise UserError(
-                f"{name}: {file.name} asks to run code of its own (auto_map), which is refused. "
-                "Use a model that Transformers itself knows."
-            )
     return config
 
 
@@ -209,7 +205,7 @@ def _convert_tokenizer(name: str, staging: Path) -> None:
     from transformers import AutoTokenizer
 
     try:
-        AutoTokenizer.from_pretrained(staging).save_pretrained(staging)
+        AutoTokenizer.from_pretrained(staging, trust_remote_code=False).save_pretrained(staging)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"{name}: no tokenizer.json, and none can be made from its files: {error}") from error
 

@@ -6,11 +6,14 @@ to call (Transformers reads the file, with the package gguf), light to import.
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 from tunewright.errors import UserError
 
 MAGIC = b"GGUF"
+# What Transformers' reader ends with: for what it does not know, and for a file that is cut off or has wrong numbers.
+UNREADABLE = (ValueError, NotImplementedError, LookupError, OSError, OverflowError, RuntimeError, struct.error)
 
 
 def convert(file: Path, folder: Path) -> None:
@@ -29,12 +32,14 @@ def convert(file: Path, folder: Path) -> None:
     if found != MAGIC:
         raise UserError(f"{file.name}: no GGUF file (it begins with {found!r}, expected {MAGIC!r}). Fetch it again.")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        opened = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    except (ValueError, NotImplementedError, KeyError, OSError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        opened = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+        )
+    except UNREADABLE as error:
         raise UserError(
             f"{file.name}: Transformers can't read this model ({type(error).__name__}: {error}). "
-            "Take the same model as safetensors."
+            "Fetch it again, or take the same model as safetensors."
         ) from error
     config = opened.config
     # The weights are plain numbers now: a config that still calls them quantized could not be saved or loaded.

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 import lzma
+import re
 import subprocess
+import tarfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -218,6 +222,43 @@ def test_a_line_of_100_mb_is_rejected_without_being_held(project: Project, kind:
     assert [row["text"] for row in project.rows()] == ["good"] * 10
     (rejected,) = project.rows("quarantine")
     assert (rejected["line"], rejected["reason"], len(rejected["record"])) == (line, "record_too_long", 65_536)
+
+
+def test_a_compressed_file_that_swells_is_read_in_bounded_memory(project: Project) -> None:
+    """Row 37: 100 KB that become a line of 100 MB."""
+    head, good = b"text,label\n", b"good,pos\n" * 5
+    project.put(gzip.compress(head + good + good), "reviews.csv.gz", "neg,pos")
+    usual = project.alone()
+    assert usual["status"] == 0
+    swollen = gzip.compress(head + good + b'"' + b"word " * 20_000_000 + b'",pos\n' + good, 1)
+    assert len(swollen) < 1_000_000
+    project.put(swollen, "reviews.csv.gz", "neg,pos", max_rejected_fraction=0.1)
+    kept = project.alone()
+    assert kept["status"] == 0 and kept["peak_memory_mb"] < usual["peak_memory_mb"] + 50
+    (rejected,) = project.rows("quarantine")
+    assert (rejected["line"], rejected["reason"]) == (7, "record_too_long")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_an_archive_is_no_file_of_rows_and_nothing_of_it_is_unpacked(project: Project, kind: str) -> None:
+    """Row 37: neither by its own name nor under that of a file of rows."""
+    stream, rows = io.BytesIO(), b"text,label\n" + b"good,pos\n" * 50
+    if kind == "zip":
+        with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("reviews.csv", rows)
+            archive.writestr("../../evil.csv", rows)
+    else:
+        with tarfile.open(fileobj=stream, mode="w:gz" if kind == "tar.gz" else "w") as tar:
+            for name in ("reviews.csv", "../../evil.csv"):
+                told = tarfile.TarInfo(name)
+                told.size = len(rows)
+                tar.addfile(told, io.BytesIO(rows))
+            link = tarfile.TarInfo("link.csv")
+            link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            tar.addfile(link)
+    for name in (f"reviews.{kind}", "reviews.csv"):
+        assert re.search(rf"reviews\.(csv|{kind})", project.refused(stream.getvalue(), name=name, format="csv"))
+    assert not list(project.root.parent.rglob("*evil*")) and not list(project.root.rglob("link.csv"))
 
 
 def test_a_text_of_a_million_tokens_is_capped_or_cut_and_reported(project: Project, tiny_model: Path) -> None:

@@ -25,7 +25,7 @@ from flows.graph import plan
 from flows.promotion import promote, rollback
 from tests.conftest import REPOSITORY, environment
 from tunewright.errors import GateClosed, UserError
-from tunewright.files import sha256_tree, write_json, write_parquet
+from tunewright.files import sha256_file, sha256_tree, write_json, write_parquet
 from tunewright.label_metrics import one_label
 from tunewright.predictions import with_rows, write_predictions
 
@@ -66,7 +66,8 @@ class Project:
         _save_model(made / "models/tuned", says, sure)
         sha256 = sha256_tree(made / "models/tuned")
         shutil.copytree(made / "models/tuned", made / "models/export")
-        write_json(made / "models/export/MANIFEST.json", {"model_sha256": sha256})
+        files = {found.name: {"sha256": sha256_file(found)} for found in (made / "models/export").iterdir()}
+        write_json(made / "models/export/MANIFEST.json", {"model_sha256": sha256, "files": files})
         for split, rows in (("train", [(text, "positive") for text in train]), ("validation", []), ("test", TEST)):
             write_parquet(_table(split, rows), made / "data/prepared" / f"{split}.parquet")
         test = _table("test", TEST)
@@ -237,6 +238,32 @@ def test_a_pushed_champion_is_fetched_and_dvc_knows_it(project: Project, tmp_pat
     assert (tmp_path / "got/MANIFEST.json").read_bytes() != (
         project.folder / "models/export/MANIFEST.json"
     ).read_bytes()
+
+
+@pytest.mark.heavy
+def test_who_deploys_elsewhere_gets_the_champion_with_its_params_and_its_answers(
+    project: Project, tmp_path: Path
+) -> None:
+    project.set("tokenize.max_length", 16)
+    project.commit("short texts")
+    promote(None)
+    project.sh("dvc", "push", "--quiet")
+    project.make("positive", train=[])
+    project.set("tokenize.max_length", 8)
+    project.commit("the second model")
+    repository = project.folder.as_uri()
+    elsewhere = Project(tmp_path / "elsewhere")
+    elsewhere.folder.mkdir()
+    elsewhere.sh("dvc", "artifacts", "get", repository, "model", "--stage", "champion", "--out", "model")
+    tag = elsewhere.sh("gto", "show", "--repo", repository, "model#champion", "--ref").stdout.strip()
+    assert tag == "model@v0.0.1"
+    elsewhere.sh("dvc", "get", repository, "params.yaml", "--rev", tag)
+    assert YAML().load(elsewhere.folder / "params.yaml")["tokenize"]["max_length"] == 16
+    (line,) = elsewhere.tunewright("predict", "--model", "model", "text 1").stdout.splitlines()
+    assert json.loads(line)["predicted"] == "negative"
+    (elsewhere.folder / "model/config.json").write_text("{}")
+    refused = elsewhere.tunewright("predict", "--model", "model", "text 1")
+    assert refused.returncode == 2 and "model/config.json: is missing or not as MANIFEST.json has it" in refused.stdout
 
 
 @pytest.mark.heavy

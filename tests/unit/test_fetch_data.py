@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -30,6 +31,15 @@ configs:
 ---
 """
 ELSEWHERE = b"---\nlicense: mit\nconfigs:\n- {config_name: a, data_files: [{split: train, path: 'hf://datasets/org/elsewhere@%s/train.csv'}]}\n---\n"
+
+
+def zipped(**files: bytes) -> bytes:
+    """A zip archive; `up` in place of ../"""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name.replace("up_", "../") + ".csv", data)
+    return stream.getvalue()
 
 
 def parquet() -> bytes:
@@ -59,6 +69,9 @@ REPOSITORIES = {
     "ragged": {"README.md": CARD, "train.csv": b"text,label\na,b\nc,d,e\n"},
     "empty": {"README.md": CARD},
     "no_rows": {"README.md": CARD, "train.jsonl": b""},
+    "zipped": {"README.md": CARD, "train.zip": zipped(train=b"text,label\n" + b"x,y\n" * 1_000_000)},
+    "climbing": {"README.md": CARD, "train.zip": zipped(train=CSV, up_evil=CSV)},
+    "cut_zip": {"README.md": CARD, "train.zip": zipped(train=CSV)[:-10]},
 }
 WANTED = {name: {"dataset_name": f"org/{name}"} for name in (*REPOSITORIES, "elsewhere", "absent")} | {
     "small": {"dataset_name": "org/configs", "dataset_config": "small"},
@@ -198,6 +211,9 @@ def test_params_state_the_licence_that_no_card_names(fetched):
         ("ragged", "Expected 2 fields in line 3, saw 3"),
         ("empty", "doesn't contain any data files"),
         ("no_rows", "no row"),
+        ("zipped", "train.zip is an archive, which is not unpacked here"),
+        ("climbing", "data files"),
+        ("cut_zip", "not a zip file"),
     ],
 )
 def test_what_can_not_be_used_is_refused_by_name(fetched, case, named):
@@ -206,7 +222,7 @@ def test_what_can_not_be_used_is_refused_by_name(fetched, case, named):
     assert kind == "UserError"
     assert message.startswith(f"fetch_data.datasets: {case}: ") and named in message and "\n" not in message
     assert not (folder / case).exists()
-    assert not list(folder.glob(".*~*"))
+    assert not list(folder.glob(".*~*")) and not list(folder.rglob("*evil*"))
 
 
 def test_a_hub_that_does_not_answer_is_told_apart(tmp_path):

@@ -77,6 +77,64 @@ def test_code_of_its_own_is_refused(model, tmp_path):
         fetch(tmp_path, str(model), model)
 
 
+@pytest.mark.parametrize(
+    ("file", "asked", "named"),
+    [
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.T", None]}}, "asks to run code of its own"),
+        ("config.json", {"text_config": {"auto_map": {"AutoConfig": "org/evil--c.C"}}}, "asks to run code of its own"),
+        ("generation_config.json", {"nested": [{"auto_map": {"a": "b"}}]}, "asks to run code of its own"),
+        (
+            "config.json",
+            {"attn_implementation": "org/kernel"},
+            r"compiled code of the Hub \(attn_implementation: org/kern",
+        ),
+        ("config.json", {"vision": {"_attn_implementation": {"": "org/kernel"}}}, "compiled code of the Hub"),
+    ],
+)
+def test_a_configuration_that_names_code_is_refused_wherever_it_does(model, tmp_path, file, asked, named):
+    held = read_json(model / file) if (model / file).is_file() else {}
+    write_json(model / file, held | asked)
+    with pytest.raises(UserError, match=rf"{file} {named}" if named.startswith("asks") else named):
+        fetch(tmp_path, str(model), model)
+    assert not (tmp_path / "base").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (b"[1]", "config.json holds a list; expected a JSON object"),
+        (b'{"a": ' + b"[" * 200_000, r"config\.json is no JSON"),
+        (b"\xff\xfe", r"config\.json is no JSON"),
+    ],
+)
+def test_a_configuration_that_is_no_json_object_is_refused(model, tmp_path, data, named):
+    (model / "config.json").write_bytes(data)
+    with pytest.raises(UserError, match=named):
+        fetch(tmp_path, str(model), model)
+
+
+@pytest.mark.parametrize("shard", ["../secret.safetensors", "/etc/hostname", "model-00002-of-00002.safetensors"])
+def test_an_index_of_weights_names_files_of_its_own_folder_alone(model, tmp_path, shard):
+    shutil.copy(model / "model.safetensors", tmp_path / "secret.safetensors")
+    write_json(model / "model.safetensors.index.json", {"weight_map": {"a": "model.safetensors", "b": shard}})
+    with pytest.raises(UserError, match=rf"names {shard}; expected"):
+        fetch(tmp_path, str(model), model)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff" * 8 + b"{}", b'\x08\0\0\0\0\0\0\0{"a": {', b"\x80\x04\x95pickle."])
+def test_weights_with_a_broken_header_are_named(model, tmp_path, data):
+    (model / "model.safetensors").write_bytes(data)
+    with pytest.raises(UserError, match=r"model\.safetensors: not a whole safetensors file"):
+        fetch(tmp_path, str(model), model)
+
+
+def test_pickles_beside_safetensors_stay_where_they_are(model, tmp_path):
+    (model / "pytorch_model.bin").write_bytes(b"\x80\x04\x95pickle.")
+    (model / "modeling_evil.py").write_text("raise SystemExit(99)")
+    fetch(tmp_path, str(model), model)
+    assert not {"pytorch_model.bin", "modeling_evil.py"} & {found.name for found in (tmp_path / "base").iterdir()}
+
+
 def test_a_link_out_of_the_folder_is_refused(model, tmp_path):
     (tmp_path / "secret.txt").write_text("secret")
     (model / "vocab.txt").unlink(missing_ok=True)
@@ -148,6 +206,17 @@ def test_a_file_that_only_calls_itself_gguf_is_refused(tmp_path):
         fetch(tmp_path, str(tmp_path / "local/model.gguf"), tmp_path / "local", licence="mit")
     with pytest.raises(UserError, match=r"is no folder and no \.gguf file"):
         fetch(tmp_path, str(tmp_path / "local/other.gguf"), tmp_path / "local", licence="mit")
+
+
+def test_a_gguf_file_that_is_cut_off_is_refused(tiny_llama, tmp_path):
+    file = tmp_path / "local" / "tiny.gguf"
+    write_gguf(tiny_llama, file)
+    whole = file.read_bytes()
+    for size in (len(whole) // 2, 200, 10):
+        file.write_bytes(whole[:size])
+        with pytest.raises(UserError, match=r"tiny\.gguf: Transformers can't read this model"):
+            fetch(tmp_path, str(file), tmp_path / "local", licence="apache-2.0")
+    assert not (tmp_path / "base").exists()
 
 
 def write_gguf(folder: Path, file: Path) -> dict[str, torch.Tensor]:
