@@ -69,7 +69,8 @@ def publish(signing_key: Path | None) -> str:
 
 
 def published_files(folder: Path) -> list[Path]:
-    """Every file of a published folder, MANIFEST.json and the signature among them, sorted; without what is git's."""
+    """Every file of a published folder, MANIFEST.json and the signature among them, sorted; without what git and the
+    Hub's client leave there."""
     return [folder / name for name in listed(folder)]
 
 

@@ -75,13 +75,14 @@ def verify_published(folder: Path, public_key: Path | None) -> VerifiedFolder:
 
 
 def listed(folder: Path) -> list[str]:
-    """The files of a published folder by name, links among them, sorted; without what is git's."""
+    """The files of a published folder by name, links among them, sorted; without what git and the Hub's client
+    leave there."""
     names = [
         Path(place, name).relative_to(folder)
         for place, folders, files in os.walk(folder)
         for name in [*files, *(inner for inner in folders if Path(place, inner).is_symlink())]
     ]
-    return [name.as_posix() for name in sorted(names) if name.parts[0] not in signing.OF_GIT]
+    return [name.as_posix() for name in sorted(names) if name.parts[0] not in signing.LEFT_OUT]
 
 
 def _is_manifest(read: Mapping[str, Any]) -> bool:

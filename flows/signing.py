@@ -16,8 +16,10 @@ from typing import Any
 from tunewright.errors import UserError
 
 SIGNATURE = "model.sig"
-OF_GIT = (".git", ".gitattributes", ".github", ".gitignore")
-"""What model_signing leaves out by default: a clone of a published repository holds it too."""
+CACHE = ".cache"
+LEFT_OUT = (".git", ".gitattributes", ".github", ".gitignore", CACHE)
+"""What is no part of a folder: model_signing leaves out git's files, and the last is where the Hub's client keeps
+its own of what it fetched into that folder."""
 MAKE_KEY = "openssl ecparam -name prime256v1 -genkey -noout -out key.pem"
 MAKE_PUBLIC = "openssl ec -in key.pem -pubout -out public.pem"
 
@@ -55,10 +57,12 @@ def fault(folder: Path, public_key: Path) -> str | None:
         UserError  where there is no such key, or it is none that signs here.
     """
     from cryptography.exceptions import InvalidSignature
+    from model_signing import hashing
     from model_signing.verifying import Config
 
+    looked_at = hashing.Config().set_ignored_paths(paths=[SIGNATURE, CACHE])
     try:
-        verifier = Config().use_elliptic_key_verifier(public_key=public_key)
+        verifier = Config().use_elliptic_key_verifier(public_key=public_key).set_hashing_config(looked_at)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise _no_key("--public-key", public_key, "a public key", MAKE_PUBLIC, error) from error
     if not (folder / SIGNATURE).is_file():

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
+from flows.published import listed
 from flows.signing import MAKE_KEY, MAKE_PUBLIC, SIGNATURE, fault, sign, signer
 from tunewright.errors import UserError
 
@@ -76,9 +77,12 @@ def test_whatever_is_changed_afterwards_is_told(signed, change, named):
     assert "Digest" not in found
 
 
-def test_what_git_adds_to_a_folder_is_not_looked_at(signed):
+def test_what_git_and_the_hub_s_client_add_to_a_folder_is_not_looked_at(signed):
     folder, public = signed
-    (folder / ".gitattributes").write_text("*.safetensors filter=lfs\n")
+    for name in (".gitattributes", ".cache/huggingface/download/weights.metadata"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    assert listed(folder) == ["inner/config", "model.sig", "weights"]
     assert fault(folder, public) is None
 
 
