@@ -84,8 +84,10 @@ $(DEV): $(READY) requirements/dev.txt requirements/imports.txt
 	@touch $@
 
 # They do not go together with the main environment's pins (docs/decisions/0020).
+# KerasHub's declared dependencies would bring TensorFlow for GPUs: the file names what is needed, and that is all.
+.venv-tensorflow/.ready: ALONE = --no-deps
 .venv-%/.ready: requirements/%.txt
 	@echo "Setting up .venv-$*: once, some minutes"
 	@$(PYTHON) -m venv .venv-$*
-	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $(ALONE) --requirement $<
 	@touch $@
