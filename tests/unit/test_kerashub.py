@@ -191,7 +191,7 @@ def test_training_goes_on_as_in_pytorch(tmp_path, kind, config):
     inputs = batch(4, 12, "right")
     labels = np.where(inputs["attention_mask"] == 1, inputs["input_ids"], -100)
     labels[:, :3] = -100  # the prompt's
-    np.savez(tmp_path / "batch.npz", learning_rate=0.01, labels=labels, **inputs)  # type: ignore[arg-type]
+    np.savez(tmp_path / "batch.npz", learning_rate=0.01, labels=labels, **inputs)
     (tmp_path / "out").mkdir()
     runtime.write("tensorflow", tmp_path / "tuned", tmp_path / "out", 64)
 
@@ -209,6 +209,26 @@ def test_training_goes_on_as_in_pytorch(tmp_path, kind, config):
     assert found["losses"][60] < found["losses"][0] - 0.03 and found["losses"][61] < found["losses"][60]
     read = script("tensorflow", READ, str(again), str(tmp_path / "batch.npz"))
     assert np.abs(np.array(read) - np.array(found["logits"])).max() <= 1e-6
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_it_writes_what_pytorch_writes(tmp_path, kind):
+    import torch
+
+    needs("tensorflow")
+    model = tuned_model(tmp_path / "tuned", kind)
+    (tmp_path / "out").mkdir()
+    runtime.write("tensorflow", tmp_path / "tuned", tmp_path / "out", 64)
+    prompt = batch(1, 7, "right")
+    asked = {name: torch.from_numpy(value) for name, value in prompt.items()}
+    expected = model.generate(**asked, max_new_tokens=20, do_sample=False, eos_token_id=None)[0, 7:].tolist()
+    assert len(expected) == 20
+    with runtime.Runtime("tensorflow", tmp_path / "out", 1) as opened:
+        assert opened.continuation(prompt, 20, []) == expected
+        ends = [expected[4]]
+        assert opened.continuation(prompt, 20, ends) == expected[: expected.index(ends[0]) + 1]
+        assert opened.logits(prompt, every=3).shape == (1, 3, VOCABULARY)
 
 
 @pytest.mark.heavy

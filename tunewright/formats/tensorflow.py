@@ -18,12 +18,13 @@ Source: Devlin et al., BERT, NAACL 2019; names and the order of the sums as in T
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright import kerashub
-from tunewright.formats import kind_of, settings
+from tunewright.formats import greedy, kind_of, settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,6 +79,7 @@ def write(export: Path, folder: Path, max_length: int) -> None:
     (folder / FOLDER / "fingerprint.pb").unlink(missing_ok=True)
 
 
+@cache
 def opened(folder: Path, num_threads: int) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
     """Open it by TensorFlow alone."""
     import tensorflow as tf
@@ -92,6 +94,26 @@ def opened(folder: Path, num_threads: int) -> Callable[[dict[str, np.ndarray]], 
         return logits
 
     return logits_of
+
+
+def continued(folder: Path, num_threads: int) -> Callable[[dict[str, np.ndarray], int, Sequence[int]], list[int]]:
+    """Have a model that writes go on with a row. It has no cache: each step reads all that stands there so far."""
+    import numpy as np
+
+    logits_of = opened(folder, num_threads)
+
+    def written(inputs: dict[str, np.ndarray], max_new_tokens: int, ends: Sequence[int]) -> list[int]:
+        read: list[int] = []
+
+        def next_logits(ids: list[int]) -> np.ndarray:
+            read.extend(ids)
+            row = np.array([read])
+            found: np.ndarray = logits_of({"input_ids": row, "attention_mask": np.ones_like(row)})[0, -1]
+            return found
+
+        return greedy(next_logits, inputs["input_ids"][0].tolist(), max_new_tokens, ends)
+
+    return written
 
 
 def _act(config: dict[str, Any]) -> tuple[str, str]:
