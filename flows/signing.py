@@ -46,8 +46,15 @@ def sign(folder: Path, name: str, signer: Any) -> None:
     # The folder is signed by its own name, and it bears a temporary one; links of the same files cost nothing.
     with tempfile.TemporaryDirectory(prefix=f".{name}~", dir=folder.parent) as scratch:
         named = Path(scratch, name)
-        shutil.copytree(folder, named, copy_function=os.link)
+        shutil.copytree(folder, named, copy_function=_link)
         signer.set_hashing_config(hashing).sign(named, folder / SIGNATURE)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a disk that has no links
+        shutil.copyfile(source, target)
 
 
 def fault(folder: Path, public_key: Path) -> str | None:
