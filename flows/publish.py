@@ -5,7 +5,7 @@
         README.md        the model card, with the cost of compute joined in; DATA_SHEET.md, card.json, report.html
         provenance.json  the chain: export ← weights ← tokens ← prepared ← raw bytes; base model, params, pins, code
         sbom.cdx.json    the bill of materials, CycloneDX 1.6
-        MANIFEST.json    SHA-256 and size of each of these, and the chain in short
+        MANIFEST.json    SHA-256 and size of each of these, and the chain
         model.sig        where a key was given: the signature over all of it
 
 The same commit, cache and record of the run give the same bytes, but for the signature.
@@ -28,7 +28,7 @@ from flows.sbom import sbom
 from flows.scoring import MANIFEST
 from flows.verify import verify
 from tunewright.errors import GateClosed, UserError
-from tunewright.files import atomic_folder, read_json, write_json, write_text
+from tunewright.files import atomic_folder, write_json, write_text
 from tunewright.params import load_params
 
 PUBLISHED = Path("published")
@@ -86,17 +86,10 @@ def _refuse_uncommitted() -> None:
 
 def _refuse_others() -> None:
     """Refuse to replace what `publish` has not written."""
-    if not PUBLISHED.exists():
-        return
-    if not PUBLISHED.is_dir() or "chain" not in _manifest():
+    if PUBLISHED.exists() and not ((PUBLISHED / MANIFEST).is_file() and (PUBLISHED / PROVENANCE).is_file()):
         raise UserError(
             f"{PUBLISHED}: stands there, and `tunewright publish` has not written it. Move it away, or remove it."
         )
-
-
-def _manifest() -> Mapping[str, Any]:
-    found: Mapping[str, Any] = read_json(PUBLISHED / MANIFEST) if (PUBLISHED / MANIFEST).is_file() else {}
-    return found
 
 
 def _told(document: Mapping[str, Any], files: Mapping[str, Any], signing_key: Path | None) -> str:

@@ -97,7 +97,7 @@ def test_a_folder_that_publish_has_not_written_is_not_replaced(tmp_path, monkeyp
     (tmp_path / "published/thesis.md").write_text("mine")
     with pytest.raises(UserError, match=r"^published: stands there, and `tunewright publish` has not written it"):
         publish(None)
-    write_json(tmp_path / "published/MANIFEST.json", {"files": {}})  # as any export has one
+    write_json(tmp_path / "published/MANIFEST.json", {"files": {}, "chain": {}})  # as any export has one
     with pytest.raises(UserError, match=r"^published: stands there"):
         publish(None)
     assert (tmp_path / "published/thesis.md").read_text() == "mine"
