@@ -491,6 +491,21 @@ def publish(
         console.print(Text(publish(signing_key)))
 
 
+@app.command(rich_help_panel=PUBLISH)
+def push_to_hub(
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="ORGANISATION/NAME; made where there is none.")],
+    private: Annotated[bool, typer.Option("--private/--public", help="Who may see it.")] = True,
+    revision: Annotated[str, typer.Option("--revision", help="A branch; made where there is none.")] = "main",
+) -> None:
+    """Push the published folder to the Hugging Face Hub, or to what HF_ENDPOINT names, in one commit."""
+    # Read when the library is imported; what of ours went before has not imported it.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from flows.push import push, told
+
+    with _told():
+        console.print(Text(told(push(repo_id, private, revision))))
+
+
 @app.command(rich_help_panel=CHAMPION)
 def compare(
     first: Annotated[str, typer.Argument(metavar="[A]", help="A branch, tag or commit.")] = "champion",

@@ -35,6 +35,7 @@ OWN_REPOSITORY = "tests/integration/test_own_repository.py"
 SWEEPS = "tests/integration/test_sweep.py"
 SERVICE = "tests/integration/test_model_service.py"
 CHAMPION = "tests/integration/test_champion.py"
+PUSH = "tests/integration/test_push.py"
 CLUSTER = "tests/integration/test_cluster.py"
 FORMATS = "tests/unit/test_convert.py"
 FROM_SCRATCH = "tests/integration/test_from_scratch.py"
@@ -86,6 +87,9 @@ ELSEWHERE = {
     "tunewright publish": "tests/integration/test_pipeline.py",
     "tunewright publish --signing-key key.pem": "tests/integration/test_pipeline.py",
     "tunewright verify --published published --public-key public.pem": "tests/integration/test_pipeline.py",
+    "tunewright push-to-hub team/reviews": PUSH,
+    "hf download team/reviews --local-dir received": PUSH,
+    "tunewright verify --published received --public-key public.pem": PUSH,
     "openssl ecparam -name prime256v1 -genkey -noout -out key.pem": "tests/unit/test_signing.py",
     "openssl ec -in key.pem -pubout -out public.pem": "tests/unit/test_signing.py",
     "tunewright plan": "tests/integration/test_plan.py",
