@@ -54,6 +54,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
     return make
 
 
+def put_control(control: dict[str, Any]) -> None:
+    """Give the export this control, and list it."""
+    file = Path("models/export/control.json")
+    write_json(file, control)
+    manifest = json.loads(Path("models/export/MANIFEST.json").read_text())
+    manifest["files"][file.name] = {"sha256": sha256_file(file), "size": file.stat().st_size}
+    write_json(Path("models/export/MANIFEST.json"), manifest)
+
+
 def scored(params: Any, **wish: Any) -> Scored:
     return score(Wish(**{"data": Path("new.csv"), "output": Path("out/scores.parquet"), **wish}), params)
 
@@ -96,11 +105,7 @@ def test_the_control_of_the_export_is_honoured(project: Any, tiny_model: Path) -
     logits = [[row["logit_negative"] / 4, row["logit_positive"] / 4] for row in plain]
     sure = [max(math.exp(one), math.exp(two)) / (math.exp(one) + math.exp(two)) for one, two in logits]
     below = sum(sure) / 2
-    write_json(Path("models/export/control.json"), {"temperature": 4.0, "abstain_below": below})
-    manifest = json.loads(Path("models/export/MANIFEST.json").read_text())
-    control = Path("models/export/control.json")
-    manifest["files"]["control.json"] = {"sha256": sha256_file(control), "size": control.stat().st_size}
-    write_json(Path("models/export/MANIFEST.json"), manifest)
+    put_control({"temperature": 4.0, "abstain_below": below})
     found = scored(params)
     rows = rows_of()
     for row, before, confidence in zip(rows, plain, sure, strict=True):
@@ -276,7 +281,7 @@ def test_a_decoder_answers_an_instruction(project: Any, tiny_decoder: Path) -> N
 def test_a_closed_set_of_answers_travels_with_the_export(project: Any, tiny_decoder: Path) -> None:
     task = {"type": "instruction", "prompt_template": "Rate: {text}"}
     params = project(tiny_decoder, task, source={"target_column": "answer"})  # which says nothing of answers
-    write_json(Path("models/export/control.json"), {"generation": {"choices": ["good", "bad"], "max_rows": 1}})
+    put_control({"generation": {"choices": ["good", "bad"], "max_rows": 1}})
     Path("new.csv").write_text("id,text\na,A fine film.\nb,Dull\n")
     scored(params)
     assert all(row["predicted"] in ("good", "bad") for row in rows_of())
@@ -284,7 +289,7 @@ def test_a_closed_set_of_answers_travels_with_the_export(project: Any, tiny_deco
     evaluate = params.evaluate.model_copy(update={"generation": GenerationParams(max_new_tokens=2)})
     scored(params.model_copy(update={"evaluate": evaluate}), output=Path("out/again.parquet"))
     assert rows_of("out/again.parquet") == rows_of()
-    write_json(Path("models/export/control.json"), {"generation": {"choises": ["good"]}})
+    put_control({"generation": {"choises": ["good"]}})
     with pytest.raises(UserError, match=r"control\.json: generation: Extra inputs"):
         scored(params, output=Path("out/third.parquet"))
 
