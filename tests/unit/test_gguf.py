@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -399,18 +400,52 @@ def test_convert_proves_both_forms_in_llama_cpp(llama, tmp_path):
 def test_a_way_to_cut_words_under_the_wrong_name_is_found(llama, tmp_path):
     """Numbers cut digit by digit in the file, and whole by the tokenizer that the model was tuned with."""
     needs_llama_cpp()
-    paths = project(tmp_path / "project", llama, TEXTS[:2])
-    other = shutil.copytree(llama, tmp_path / "other")
-    text = read_json(other / "tokenizer.json")
-    text["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": gguf.PRE_TOKENIZERS["smollm"]}
-    write_json(other / "tokenizer.json", text)
-    backend = Tokenizer.from_file(str(other / "tokenizer.json"))
-    assert backend.encode(TEXTS[0]).ids != open_tokenizer(llama).backend.encode(TEXTS[0]).ids
+    exports = []
+    for name, pre in (("whole", CUTS["gpt-2"]), ("digits", CUTS["smollm"])):
+        exports.append(shutil.copytree(llama, tmp_path / name))
+        tokenizer = byte_level()
+        tokenizer.pre_tokenizer = pre.get("pre_tokenizer", tokenizer.pre_tokenizer)
+        tokenizer.save(str(exports[-1] / "tokenizer.json"))
+    whole, digits = (open_tokenizer(export).backend.encode(TEXTS[0]).ids for export in exports)
+    assert whole != digits
+    paths = project(tmp_path / "project", exports[0], TEXTS[:2])
     with (
-        runtime.Runtime("gguf", written(other, tmp_path / "out").parent, 1) as opened,
+        runtime.Runtime("gguf", written(exports[1], tmp_path / "out").parent, 1) as opened,
         pytest.raises(UserError, match=r"gguf makes other tokens of a text of test than tokenizer\.json does: \["),
     ):
         convert._check_own_tokenizer(opened, paths.export, read_tokens(paths.tokens / "test.arrow"))
+
+
+CHAT = """
+import json, sys
+import xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.n_ctx, params.warmup = sys.argv[1], 256, False
+params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+server = xllamacpp.Server(params)
+asked = {"messages": json.loads(sys.argv[2]), "max_tokens": 24, "temperature": 0, "top_k": 1}
+found = server.handle_chat_completions(asked)
+print(json.dumps([found["usage"]["prompt_tokens"], found["choices"][0]["message"]["content"]]))
+"""
+
+
+@pytest.mark.heavy
+def test_llama_cpp_s_server_chats_by_the_file_alone(llama, tmp_path):
+    """Through xllamacpp's own interface: the chat template, the end of an answer and the pieces of text too."""
+    needs_llama_cpp()
+    messages = [{"role": "user", "content": "Is it a good film?"}]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(llama)
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    model = transformers.LlamaForCausalLM.from_pretrained(llama).eval()
+    with torch.inference_mode():
+        ids = model.generate(**prompt, max_new_tokens=24, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    command = [str(runtime.python_of("gguf")), "-I", "-c", CHAT, str(written(llama, tmp_path / "out"))]
+    done = subprocess.run([*command, json.dumps(messages)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    count, text = json.loads(done.stdout.splitlines()[-1])
+    assert count == prompt["input_ids"].shape[1]
+    assert text and text == tokenizer.decode(ids, skip_special_tokens=True)
 
 
 @pytest.mark.heavy

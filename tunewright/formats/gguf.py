@@ -95,6 +95,7 @@ def write_as(form: str, export: Path, file: Path) -> None:
     writer = gguf.GGUFWriter(None, arch)
     _add_settings(writer, config)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32 if form == "F32" else gguf.LlamaFileType.MOSTLY_Q8_0)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_tokenizer(writer, export, config)
     types = {name: gguf.GGMLQuantizationType[name] for name in ("F32", form)}
     (architecture,) = (key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == arch)
