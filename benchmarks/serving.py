@@ -1,34 +1,150 @@
 """The served model under load, beside a plain server that answers one request at a time.
 
     python -m benchmarks.serving [--clients N] [--requests N]
+    python -m benchmarks.serving --bad
 
 Both serve the exported model of this folder (`tunewright run` makes it) on loopback, over the same ONNX file. So many
 clients at once send one text of the test split a request, each as soon as the last one is answered; first to one
 server, then to the other, the rounds in turn.
 stdout: requests a second, median and 99th percentile of the milliseconds of a request, and the ratio.
+
+--bad: what is malformed, too large or too slow, all of it at once, and twenty good requests after each answer; then
+what is too many, and twenty good requests while it lasts.
+stdout: what each was answered, how many of the twenty were, and the slowest of these.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import http.client
 import json
 import re
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from statistics import median, quantiles
 from typing import Any
 
 from benchmarks.scratch import table
+from flows.connections import MAX_CONNECTIONS, places
 from tunewright.files import read_parquet
 from tunewright.params import load_params
 
 ROUNDS = 3
+GOOD = 20
+
+POST = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+ASKED = b'{"texts": ["A joy from start to finish."]}'
+
+
+def exchange(port: int, *pieces: bytes) -> str:
+    """Send bytes, as far as they are taken: the status of what is answered, else "closed"."""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection, suppress(ConnectionError):
+        with suppress(ConnectionError):
+            for piece in pieces:
+                connection.sendall(piece)
+        return (connection.recv(1 << 16).split() or [b"", b"closed"])[1].decode()
+    return "closed"
+
+
+def post(body: bytes, head: bytes = POST) -> bytes:
+    """A request with that body."""
+    return head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+def texts_of(value: str) -> bytes:
+    """A request with that JSON as its texts."""
+    return post(f'{{"texts": {value}}}'.encode())
+
+
+MALFORMED: dict[str, tuple[bytes, ...]] = {
+    "no JSON": (post(b"{"),),
+    "lists, 100,000 deep": (texts_of("[" * 100_000 + "]" * 100_000),),
+    "a number of 100,000 digits": (texts_of("1" * 100_000),),
+    "half a letter: \\ud800": (texts_of('["\\ud800"]'),),
+    "an unknown key, half a letter": (post(b'{"texts": ["a"], "\\ud800": 1}'),),
+    "65 texts": (texts_of(json.dumps(["a"] * 65)),),
+    "Latin-1": (post('{"texts": ["café"]}'.encode("latin-1")),),
+    "compressed": (post(gzip.compress(ASKED)),),
+    "text/plain": (post(ASKED, POST.replace(b"application/json", b"text/plain")),),
+    "ten megabytes": (post(b"[" * 10_000_000),),
+    "a gigabyte, announced": (POST + b"Content-Length: 1000000000\r\n\r\n",),
+    "chunks without an end": (POST + b"Transfer-Encoding: chunked\r\n\r\n", *[b"10000\r\n%065536d\r\n" % 0] * 64),
+    "a length below zero": (POST + b"Content-Length: -1\r\n\r\n",),
+    "a head of 100 kilobytes": (POST + b"X-Long: " + b"x" * 100_000 + b"\r\n\r\n",),
+    "no HTTP: a TLS greeting": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64),),
+    "by a name that is not ours": (post(ASKED, POST.replace(b"localhost", b"evil.example")),),
+    "another method": (b"DELETE /predict HTTP/1.1\r\nHost: localhost\r\n\r\n",),
+    "a path out of the folder": (b"GET /../params.yaml HTTP/1.1\r\nHost: localhost\r\n\r\n",),
+    "a body that stops": (POST + b"Content-Length: 100\r\n\r\n{",),
+    "a head that stops": (POST[:40],),
+}
+"""What is sent, all of it at once."""
+
+
+def lasting(port: int, count: int, data: bytes, answered: bool = False) -> Callable[[ExitStack], str]:
+    """So many connections that send this, and stay; `answered`: each reads one answer."""
+
+    def begin(stack: ExitStack) -> str:
+        places()  # this process may have as many open files
+        every = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60)) for _ in range(count)]
+        for connection in every:
+            with suppress(ConnectionError):
+                connection.sendall(data)
+        if not answered:
+            return f"{count:,} held"
+        return f"{sum(connection.recv(1 << 16).startswith(b'HTTP/1.1 200 ') for connection in every):,} × 200"
+
+    return begin
+
+
+def flood(port: int) -> dict[str, Callable[[ExitStack], str]]:
+    """What goes on while others ask."""
+    more = MAX_CONNECTIONS + 16
+    health = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    return {
+        f"{more:,} clients that send nothing": lasting(port, more, b""),
+        f"{more:,} heads that stop": lasting(port, more, POST[:40]),
+        f"{more:,} bodies that stop": lasting(port, more, POST + b"Content-Length: 100\r\n\r\n{"),
+        f"{more:,} second heads that stop": lasting(port, more, health + POST[:40]),
+        "1,000 connections, kept alive": lasting(port, 1000, health, answered=True),
+        "200 clients that ask and go": lambda _: _ask_and_go(port, 200),
+    }
+
+
+def _ask_and_go(port: int, count: int) -> str:
+    for _ in range(count):
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+            connection.sendall(post(ASKED))
+    return "gone"
+
+
+def good(port: int, count: int) -> tuple[int, float]:
+    """Good requests, each on a connection of its own: how many are answered, and the milliseconds of the slowest."""
+    answered, slowest = 0, 0.0
+    for _ in range(count):
+        started = time.perf_counter()
+        answered += exchange(port, post(ASKED)) == "200"
+        slowest = max(slowest, (time.perf_counter() - started) * 1000)
+    return answered, slowest
+
+
+def mistreat(port: int, count: int = GOOD) -> Iterator[tuple[str, str, int, float]]:
+    """Each kind of bad request: its name, what it was answered, and what `good` says after it or while it lasts."""
+    with ThreadPoolExecutor(len(MALFORMED)) as pool:
+        told = {name: pool.submit(exchange, port, *pieces) for name, pieces in MALFORMED.items()}
+        for name, status in told.items():
+            yield name, status.result(), *good(port, count)
+    for name, begin in flood(port).items():
+        with ExitStack() as stack:
+            yield name, begin(stack), *good(port, count)
 
 
 @contextmanager
@@ -115,7 +231,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--bad", action="store_true", help="send bad requests instead")
     wanted = parser.parse_args()
+    if wanted.bad:
+        with ours() as port:
+            told = [[*one[:2], f"{one[2]} of {GOOD}", one[3]] for one in mistreat(port)]
+        print(table([["request", "answer", "good ones after it", "slowest ms"], *told]))
+        return
     rows = read_parquet(load_params().path("prepared") / "test.parquet")["text"].to_pylist()
     texts = [rows[at % len(rows)] for at in range(wanted.requests)]
     rates: dict[str, list[float]] = {"one at a time": [], "serve-model": []}

@@ -276,24 +276,20 @@ def predict(
     revision: OfRevision = None,
 ) -> None:
     """Ask the exported model for single texts: JSON, a line a text."""
-    from flows.predict import Predictor, lines_of
-    from flows.which_model import chosen
+    from flows.predict import lines_of, load
 
     with _told(), ExitStack() as stack:
         if texts and file is not None:
             raise UserError("found texts and --file; expected one of them.")
-        by = stack.enter_context(chosen(model, revision))
-        if by.bring is not None:
-            by.bring()
         if texts:
             some: Iterable[list[str]] = [texts]
         elif file is not None:
             some = lines_of(stack.enter_context(_opened(file)).fileno(), str(file))
         else:
             some = lines_of(sys.stdin.fileno(), "standard input")
-        predictor = Predictor(by.folder, by.params)
+        predictor = load(model, revision)
         for lines in some:
-            for answer in predictor.answers(lines):
+            for answer in predictor.predict(lines):
                 typer.echo(json.dumps(answer, ensure_ascii=False))
 
 

@@ -15,6 +15,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -38,11 +39,18 @@ MAX_BODY = 1 << 20
 """Bytes of one request."""
 MAX_WAITING = 1024
 """Texts that wait for an answer; beyond that a request is told to come again."""
+MAX_EXPLAINING = 16
+"""Texts that wait to be explained, each of which takes as long as hundreds of answers."""
 BODY_SECONDS = 10.0
 """In which a request's body must have come."""
+LINGER_SECONDS = 2.0
+"""For which a client that is refused may go on sending, so that it comes to read why."""
+SHOWN = 5
+"""Faults of a request that are told."""
 PAGE = Path(__file__).with_name("model_page")
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
 )
 
 Result = TypeVar("Result")
@@ -73,6 +81,8 @@ class Batcher:
         self._waiting: list[tuple[str, asyncio.Future[Answer]]] = []
         self._come = asyncio.Event()
         self._busy = asyncio.Lock()
+        self._explaining = asyncio.Lock()
+        self._to_explain = 0
 
     async def ask(self, texts: list[str]) -> list[Answer]:
         """An answer a text, in their order.
@@ -88,8 +98,22 @@ class Batcher:
         self._come.set()
         return list(await asyncio.gather(*(future for _, future in asked)))
 
-    async def alone(self, work: Callable[[], Result]) -> Result:
-        """What is computed between two batches, in a thread."""
+    async def explain(self, text: str) -> tuple[str, list[tuple[str, float]]]:
+        """The label of a text and what each word does, computed between two batches; only one text between two.
+
+        Raises
+            HTTPException  503, where too many wait already.
+        """
+        if self._to_explain >= MAX_EXPLAINING:
+            raise HTTPException(503, "too many texts wait to be explained already; ask again", {"Retry-After": "1"})
+        self._to_explain += 1
+        try:
+            async with self._explaining:
+                return await self._alone(lambda: self._model.attributions(text))
+        finally:
+            self._to_explain -= 1
+
+    async def _alone(self, work: Callable[[], Result]) -> Result:
         async with self._busy:
             return await asyncio.to_thread(work)
 
@@ -104,7 +128,7 @@ class Batcher:
             batch = [(text, future) for text, future in batch if not future.done()]
             texts = [text for text, _ in batch]
             try:
-                answers = await self.alone(lambda asked=texts: self._model.answers(asked))  # type: ignore[misc]
+                answers = await self._alone(lambda asked=texts: self._model.answers(asked))  # type: ignore[misc]
             except Exception as error:  # every one that waits must hear of it, and the next batch be answered
                 for _, future in batch:
                     if not future.done():
@@ -127,7 +151,7 @@ class Bounded:
             await self._app(scope, receive, send)
             return
         told = dict(scope["headers"]).get(b"content-length", b"0")
-        body = b""
+        body = bytearray()
         try:
             if int(told) > MAX_BODY:
                 raise OverflowError
@@ -142,7 +166,8 @@ class Bounded:
                     if len(body) > MAX_BODY:
                         raise OverflowError
         except OverflowError:
-            await _refusal(413, f"the request is larger than {MAX_BODY} bytes")(scope, receive, send)
+            refusal = _refusal(413, f"the request is larger than {MAX_BODY} bytes")
+            await refusal(scope, receive, partial(_lingering, receive, send))
             return
         except TimeoutError:
             await _refusal(408, f"the request took longer than {BODY_SECONDS:g} seconds")(scope, receive, send)
@@ -154,9 +179,22 @@ class Bounded:
             if handed:
                 return await receive()
             handed = True
-            return {"type": "http.request", "body": body, "more_body": False}
+            return {"type": "http.request", "body": bytes(body), "more_body": False}
 
         await self._app(scope, whole, send)
+
+
+async def _lingering(receive: Callable[[], Awaitable[Any]], send: Any, message: Any) -> None:
+    """Send a message of an answer whose request still comes. Where a connection is closed on what its client is still
+    sending, TCP throws the answer away (RFC 9112, 9.6): so the rest is read, and forgotten."""
+    if message["type"] == "http.response.body":
+        await send({**message, "more_body": True})
+        message = {"type": "http.response.body"}
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while (await receive()).get("more_body", False):
+                    pass
+    await send(message)
 
 
 def _refusal(status: int, detail: str) -> JSONResponse:
@@ -194,8 +232,11 @@ def service(
 
     @app.exception_handler(RequestValidationError)
     async def refused(_request: Request, error: RequestValidationError) -> JSONResponse:
-        # Not FastAPI's own answer, which repeats what was sent.
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+        # Not FastAPI's own answer, which repeats what was sent; nor the name of a key that nobody knows.
+        faults = [
+            f"{'.'.join(map(str, fault['loc'][: -1 if fault['type'] == 'extra_forbidden' else None]))}: {fault['msg']}"
+            for fault in error.errors()[:SHOWN]
+        ]
         return JSONResponse({"detail": "; ".join(faults)}, 422)
 
     @app.get("/health")
@@ -213,11 +254,12 @@ def service(
 
     @app.post("/explain", dependencies=[Depends(allowed)])
     async def explain(asked: One) -> dict[str, Any]:
-        label, words = await app.state.batcher.alone(lambda: model.attributions(asked.text))
+        label, words = await app.state.batcher.explain(asked.text)
         return {"label": label, "words": [{"word": word, "attribution": value} for word, value in words]}
 
     def page(name: str, kind: str) -> Any:
-        return FileResponse(PAGE / name, media_type=kind, headers={"Content-Security-Policy": POLICY})
+        headers = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}
+        return FileResponse(PAGE / name, media_type=kind, headers=headers)
 
     @app.get("/", include_in_schema=False)
     async def index() -> Any:
@@ -273,6 +315,8 @@ def serve(app: FastAPI, host: str, port: int, ready: Callable[[str], None]) -> N
 
     import uvicorn
 
+    from flows.connections import Connection, places
+
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -283,9 +327,11 @@ def serve(app: FastAPI, host: str, port: int, ready: Callable[[str], None]) -> N
         app,
         log_level="warning",
         access_log=False,
+        http=Connection,
+        ws="none",
         timeout_keep_alive=10,
         timeout_graceful_shutdown=10,
-        limit_concurrency=MAX_WAITING,
+        limit_concurrency=places() + 1,
         server_header=False,
     )
     bound.listen(MAX_WAITING)  # so that who hears of the address is heard

@@ -14,6 +14,7 @@ from tunewright.classification import tokenized
 from tunewright.control import probabilities_of, read_control
 from tunewright.errors import UserError
 from tunewright.params import Params
+from tunewright.sources import CONTROL
 from tunewright.stage import QUIET, SPIN
 from tunewright.task import load_task
 from tunewright.tokenizer import open_tokenizer
@@ -77,6 +78,7 @@ class OnnxModel:
         self._task = task
         self.labels = task.label_names
         self.max_text_characters: int = params.value("ingest.max_text_characters")
+        self._strips = params.value("ingest.control_characters") == "strip"
 
     def answers(self, texts: list[str]) -> list[Answer]:
         """One answer a text, in their order. Probabilities are those after the temperature of `control.json`."""
@@ -126,6 +128,11 @@ class OnnxModel:
     def _refused(self, text: str) -> tuple[str, str | None]:
         if len(text) > self.max_text_characters:
             return "", f"the text has {len(text)} characters, expected at most {self.max_text_characters}"
+        if self._strips:
+            text = CONTROL.sub("", text)
+        elif found := CONTROL.search(text):
+            told = f"text holds the control character U+{ord(found[0]):04X} at its character {found.start() + 1}"
+            return "", f"control_characters: {told}"
         cleaned, fault = self._cleaner.clean("", text)
         return cleaned, None if fault is None else ": ".join(fault)
 

@@ -4,6 +4,13 @@
     tunewright predict --file texts.txt
     some-command | tunewright predict
 
+and in Python:
+
+    from flows.predict import load
+
+    model = load("models/export")
+    model.predict(["A joy from start to finish."])
+
 A text is read and cleaned as a row of `tunewright score` is, and the model answers as it does there.
 """
 
@@ -19,6 +26,7 @@ from typing import Any
 from flows.new_rows import NewRows, source_of
 from flows.scorer import Scorer
 from flows.scoring import check_model
+from flows.which_model import chosen
 from tunewright.errors import UserError
 from tunewright.params import Params
 from tunewright.stage import QUIET, SPIN
@@ -43,9 +51,10 @@ class Predictor:
         check_model(folder, self._task, params)
         self._scorer = Scorer(folder, self._task, params)
 
-    def answers(self, texts: list[str]) -> list[dict[str, Any]]:
+    def predict(self, texts: list[str]) -> list[dict[str, Any]]:
         """One answer a text, in their order: `text` as it was given, and what the model says of it: `predicted`, of a
-        classifier `probabilities` by label too. A text that can't be used has `error` in their place."""
+        classifier `probabilities` by label too, and `abstained` where it may abstain: `predicted` is None then. A text
+        that can't be used has `error` in their place."""
         if not texts:
             return []
         rejected: list[dict[str, Any]] = []
@@ -71,6 +80,21 @@ class Predictor:
         if names and PROBABILITY + names[0] in row:
             answer["probabilities"] = {name: row[PROBABILITY + name] for name in names}
         return answer
+
+
+def load(model: str | Path | None = None, revision: str | None = None) -> Predictor:
+    """The model that `tunewright predict` would ask, in the project's folder.
+
+    model: a folder with an exported model.   revision: a branch, a tag, a commit or `champion`.   Neither: the
+    champion's where there is one, else that of `paths.export`.
+
+    Raises
+        UserError  see `flows.which_model.chosen` and `Predictor`.
+    """
+    with chosen(None if model is None else Path(model), revision) as by:
+        if by.bring is not None:
+            by.bring()
+        return Predictor(by.folder, by.params)
 
 
 def lines_of(stream: int, name: str) -> Iterator[list[str]]:

@@ -2,9 +2,13 @@
 
     tunewright score new.csv --output scores.parquet
 
-Rows are read, cleaned, scored and written some thousands at a time. What made the file stands in its Parquet metadata:
-the SHA-256 of the input, of the model's manifest and of the settings, and the versions. Where a file made of the same
+Rows are read, cleaned and scored some thousands at a time. What made the file stands in its Parquet metadata: the
+SHA-256 of the input, of the model's manifest and of the settings, and the versions. Where a file made of the same
 stands already there is nothing to do; any other is replaced in one step, when the new one is whole.
+
+Each chunk's answers are put aside as soon as they are there (see `parts_of`), so that a call that was killed is gone on
+with by the next one: the rows are read again, and only those without an answer are asked. The file is made of all the
+parts in the end, so it has the same bytes, however often it was begun.
 """
 
 from __future__ import annotations
@@ -12,6 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -22,8 +28,18 @@ from typing import Any
 
 from flows.new_rows import NewRows, source_of
 from flows.scorer import Scorer
-from tunewright.errors import UserError
-from tunewright.files import canonical_json, parquet_writer, read_json, sha256_file, sha256_tree
+from tunewright.errors import DiskFull, UserError
+from tunewright.files import (
+    atomic_folder,
+    canonical_json,
+    open_parquet,
+    parquet_writer,
+    read_json,
+    sha256_file,
+    sha256_tree,
+    write_json,
+    write_parquet,
+)
 from tunewright.foreign_files import check_runs_no_code, inside, pickled
 from tunewright.params import Params
 from tunewright.stage import QUIET, SPIN, sole
@@ -33,6 +49,7 @@ MANIFEST = "MANIFEST.json"
 NOT_LISTED = (MANIFEST,)
 OPENED = (".jinja", ".json", ".model", ".onnx", ".py", ".safetensors")
 """How files end that Transformers, PEFT or ONNX Runtime open."""
+STATE_FILE = "state.json"
 KEY = b"tunewright.score"
 NOT_ANSWERED = "(abstained)"
 ROWS_AT_ONCE = 2048
@@ -62,6 +79,8 @@ class Scored:
     unchanged: bool
     made_of: dict[str, Any]
     rows: int = 0
+    earlier: int = 0
+    """Rows of the input that an earlier call had dealt with, which was stopped."""
     rejected: dict[str, int] = field(default_factory=dict)
     predicted: dict[str, int] = field(default_factory=dict)
 
@@ -74,6 +93,11 @@ class Scored:
 def beside(output: Path) -> Path:
     """The file of rejected rows that belongs to an output."""
     return output.with_name(f"{output.name.removesuffix('.parquet')}.rejected.parquet")
+
+
+def parts_of(output: Path) -> Path:
+    """The folder beside an output that is being made: a folder a chunk of rows, and what all of it is made of."""
+    return output.with_name(f".{output.name}.parts")
 
 
 def score(wish: Wish, params: Params, bring: Callable[[], None] | None = None) -> Scored:
@@ -205,15 +229,17 @@ def _beside(folder: Path, listed: set[str]) -> str | None:
 class _Rejected:
     """Rejected rows, written as they come."""
 
-    def __init__(self) -> None:
-        import pyarrow as pa
-
-        self.schema = pa.schema([(name, pa.int64() if name == "line" else pa.string()) for name in REJECTED])
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
         self._rows: list[dict[str, Any]] = []
-        self.writer: Any = None
+        self.noted: list[dict[str, Any]] | None = None
+        """Takes those that come while it is a list."""
 
     def append(self, row: dict[str, Any]) -> None:
-        self._rows.append({name: row[name] for name in REJECTED})
+        told = {name: row[name] for name in REJECTED}
+        self._rows.append(told)
+        if self.noted is not None:
+            self.noted.append(told)
         if len(self._rows) == ROWS_AT_ONCE:
             self.flush()
 
@@ -221,43 +247,131 @@ class _Rejected:
         import pyarrow as pa
 
         if self._rows:
-            self.writer.write_table(pa.Table.from_pylist(self._rows, self.schema))
+            self._writer.write_table(pa.Table.from_pylist(self._rows, self._writer.schema))
             self._rows = []
 
 
+class _Parts:
+    """The answers to each chunk of rows, put aside beside the output until all are there."""
+
+    SCORED = "scored-{}.parquet"
+    REJECTED = "rejected.json"
+
+    def __init__(self, output: Path, made_of: dict[str, Any]) -> None:
+        self.folder = parts_of(output)
+        self.count = 0
+        state = self.folder / STATE_FILE
+        standing = read_json(state) if state.is_file() else None
+        if standing != made_of:
+            if standing is not None:
+                other = sorted(name.removesuffix("_sha256") for name in made_of if standing.get(name) != made_of[name])
+                _say(f"{output}: an earlier call was stopped; its {', '.join(other)} differ, so it starts over")
+            shutil.rmtree(self.folder, ignore_errors=True)
+            write_json(state, made_of)
+        while (self.folder / f"{self.count:06}").is_dir():
+            self.count += 1
+
+    def write(self, tables: Iterator[Any], noted: list[dict[str, Any]]) -> None:
+        """Put the next chunk's answers aside, and the rows that were rejected while they were computed."""
+        with atomic_folder(self.folder / f"{self.count:06}") as part:
+            for number, table in enumerate(tables):
+                write_parquet(table, part / self.SCORED.format(number))
+            write_json(part / self.REJECTED, noted)
+        self.count += 1
+
+    def rejected(self, number: int) -> list[dict[str, Any]]:
+        """What `write` was given of the chunk of that number."""
+        found: list[dict[str, Any]] = read_json(self.folder / f"{number:06}" / self.REJECTED)
+        return found
+
+    def tables(self) -> Iterator[Any]:
+        """The answers to all rows, in their order."""
+        for part in range(self.count):
+            number = 0
+            while (file := self.folder / f"{part:06}" / self.SCORED.format(number)).is_file():
+                with open_parquet(file) as opened:
+                    yield opened.read(use_threads=False)
+                number += 1
+
+    def remove(self) -> None:
+        """There is an output now, or there will be none."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def _write(wish: Wish, params: Params, task: TaskType, folder: Path, source: Any, made_of: dict[str, Any]) -> Scored:
+    import pyarrow as pa
+
+    parts = _Parts(wish.output, made_of)
+    schema = pa.schema([(name, pa.int64() if name == "line" else pa.string()) for name in REJECTED])
+    try:
+        with ExitStack() as stack:
+            # Left in the other order: the output, which says that all is done, becomes the last file.
+            outer = stack.enter_context(ExitStack())
+            rejected = _Rejected(stack.enter_context(parquet_writer(beside(wish.output), schema)))
+            rows = NewRows(wish.data, source, params, task, rejected)
+            earlier = _ask(rows, rejected, parts, wish.output, lambda: Scorer(folder, task, params))
+            rejected.flush()
+            count, predicted = _join(parts, wish.output, made_of, task, outer)
+        if not count:
+            reasons = ", ".join(f"{reason} {number}" for reason, number in rows.rejected.most_common())
+            raise UserError(
+                f"{wish.data}: none of its rows can be scored ({reasons}). {beside(wish.output)} holds all of them."
+            )
+    except DiskFull:
+        raise
+    except UserError:
+        parts.remove()  # mended, the input is another one
+        raise
+    parts.remove()
+    return Scored(wish.output, False, made_of, count, earlier, dict(rows.rejected), dict(predicted))
+
+
+def _ask(rows: NewRows, rejected: _Rejected, parts: _Parts, output: Path, open_model: Callable[[], Scorer]) -> int:
+    """Bring the answers to all rows into `parts`; gives the number of rows whose answers were there already."""
+    done, earlier = parts.count, 0
+    model: Scorer | None = None
+    for number, chunk in enumerate(_chunks(rows)):
+        if number < done:
+            earlier += len(chunk)
+            for row in parts.rejected(number):
+                rows.rejected[row["reason"]] += 1
+                rejected.append(row)
+            continue
+        if model is None:
+            if done:
+                _say(f"{output}: goes on after {earlier:,} rows of an earlier call, which was stopped")
+            model = open_model()
+        rejected.noted = []
+        parts.write(model.score(chunk, rows), rejected.noted)
+        rejected.noted = None
+    return earlier
+
+
+def _join(
+    parts: _Parts, output: Path, made_of: dict[str, Any], task: TaskType, stack: ExitStack
+) -> tuple[int, Counter[str]]:
+    """Write the output, which is there when `stack` is left; gives its rows, and rows by label."""
     import pyarrow.compute as pc
 
-    rejected = _Rejected()
-    rows = NewRows(wish.data, source, params, task, rejected)
-    model: Scorer | None = None
     writer, count, predicted = None, 0, Counter[str]()
-    with ExitStack() as stack:
-        # Left in the other order: the output, which says that all is done, becomes the last file.
-        outer = stack.enter_context(ExitStack())
-        rejected.writer = stack.enter_context(parquet_writer(beside(wish.output), rejected.schema))
-        for chunk in _chunks(rows):
-            model = model or Scorer(folder, task, params)
-            for table in model.score(chunk, rows):
-                if writer is None:
-                    schema = table.schema.with_metadata({KEY: canonical_json(made_of)})
-                    writer = outer.enter_context(parquet_writer(wish.output, schema))
-                writer.write_table(table.cast(writer.schema))
-                count += table.num_rows
-                if task.label_kind == "one":
-                    for found in pc.value_counts(table["predicted"]).to_pylist():
-                        predicted[found["values"] or NOT_ANSWERED] += found["counts"]
-        rejected.flush()
-    if writer is None:
-        reasons = ", ".join(f"{reason} {number}" for reason, number in rows.rejected.most_common())
-        raise UserError(
-            f"{wish.data}: none of its rows can be scored ({reasons}). {beside(wish.output)} holds all of them."
-        )
-    return Scored(wish.output, False, made_of, count, dict(rows.rejected), dict(predicted))
+    for table in parts.tables():
+        if writer is None:
+            schema = table.schema.with_metadata({KEY: canonical_json(made_of)})
+            writer = stack.enter_context(parquet_writer(output, schema))
+        writer.write_table(table.cast(writer.schema))
+        count += table.num_rows
+        if task.label_kind == "one":
+            for found in pc.value_counts(table["predicted"]).to_pylist():
+                predicted[found["values"] or NOT_ANSWERED] += found["counts"]
+    return count, predicted
 
 
 def _chunks(rows: NewRows) -> Iterator[list[dict[str, Any]]]:
-    """Some thousands of rows, fewer where they are long."""
+    """Some thousands of rows, fewer where they are long: the same of the same input, whichever call reads it."""
     chunk: list[dict[str, Any]] = []
     characters = 0
     for row in rows:

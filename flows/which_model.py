@@ -92,6 +92,8 @@ def told(scored: Scored, model: str) -> list[str]:
     if scored.unchanged:
         return [f"Nothing to do: {scored.output} was made of the same rows, model ({model}) and settings."]
     lines = [f"model: {model}", f"{scored.rows:,} rows scored → {scored.output}"]
+    if scored.earlier:
+        lines.append(f"{scored.earlier:,} of the rows were dealt with by an earlier call, which was stopped")
     if scored.predicted:
         shares = (f"{name} {count:,}" for name, count in sorted(scored.predicted.items(), key=lambda one: -one[1]))
         lines.append(f"predicted: {', '.join(shares)}")

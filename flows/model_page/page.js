@@ -7,7 +7,7 @@ async function ask(path, body) {
   if (at("token").value) headers.Authorization = `Bearer ${at("token").value}`;
   const asked = body === undefined ? { headers } : { method: "POST", headers, body: JSON.stringify(body) };
   const found = await fetch(path, asked);
-  const told = await found.json();
+  const told = await found.json().catch(() => ({ detail: `the server answered ${found.status} ${found.statusText}` }));
   if (found.status === 401) at("token").hidden = at("token-label").hidden = false;
   if (!found.ok) throw new Error(told.detail);
   return told;
@@ -50,6 +50,7 @@ at("form").addEventListener("submit", async (event) => {
   event.preventDefault();
   at("message").textContent = "";
   at("answer").hidden = true;
+  at("ask").disabled = true;
   try {
     const text = at("text").value;
     const [{ answers }, explained] = await Promise.all([ask("predict", { texts: [text] }), ask("explain", { text })]);
@@ -57,10 +58,17 @@ at("form").addEventListener("submit", async (event) => {
     show(answers[0], explained);
   } catch (error) {
     at("message").textContent = error.message;
+  } finally {
+    at("ask").disabled = false;
   }
 });
 
-ask("model").then(
-  (told) => { at("about").textContent = `${told.task}: ${told.labels.join(", ")}. Model ${told.model_sha256.slice(0, 12)}…`; },
-  (error) => { at("about").textContent = error.message; },
-);
+function about() {
+  ask("model").then(
+    (told) => { at("about").textContent = `${told.task}: ${told.labels.join(", ")}. Model ${told.model_sha256.slice(0, 12)}…`; },
+    (error) => { at("about").textContent = error.message; },
+  );
+}
+
+at("token").addEventListener("change", about);
+about();

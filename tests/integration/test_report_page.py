@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -11,29 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser import browser
 from tests.unit.test_report import FINDINGS, finding, make_page
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-SWITCHES = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-    "--enable-logging=stderr",
-)
 GOOD_TINT, BAD_TINT = (0xE3, 0xF4, 0xEA), (0xFD, 0xE8, 0xE6)
 
 
 def browse(page: Path, profile: Path, *switches: str) -> subprocess.CompletedProcess[str]:
     """Open the page in Chromium, with a profile of its own."""
-    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    assert browser, "no Chromium on PATH: `make test` installs it, or says how (tests/chromium.sh)"
-    command = [browser, *SWITCHES, f"--user-data-dir={profile}", *switches, page.as_uri()]
+    command = [*browser(profile), *switches, page.as_uri()]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
 
 

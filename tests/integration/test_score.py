@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +17,7 @@ from ruamel.yaml import YAML
 
 from tests.conftest import REPOSITORY, Project, environment
 from tests.exported import export
-from tests.integration.conftest import Toy
+from tests.integration.conftest import Toy, _wait_for
 from tunewright.files import read_parquet
 from tunewright.params import load_params
 
@@ -56,7 +59,7 @@ def test_predict_answers_texts_a_file_and_a_pipe_as_score_does(scoring: Project)
         }
 
     (scoring.root / "texts.txt").write_bytes("\ufeffA fine film.\r\n\nSchön.".encode())
-    from_file = answered(scoring.tunewright("predict", "--file", "texts.txt"))
+    from_file = answered(scoring.tunewright("predict", "--file", "texts.txt", "--revision", "HEAD"))
     assert [answer["text"] for answer in from_file] == ["A fine film.", "", "Schön."]
     # Its batch is another, so the last digits may be.
     alike = pytest.approx(given[0]["probabilities"], abs=1e-6)
@@ -99,6 +102,73 @@ def test_the_command_scores_once_and_takes_the_model_of_a_revision(scoring: Proj
     unknown = scoring.tunewright("score", "new.csv", "--output", "o.parquet", "--revision", "nowhere", check=False)
     assert unknown.returncode == 2 and "git knows no revision" in unknown.stdout
     assert "Traceback" not in unknown.stdout + unknown.stderr
+
+
+def write_rows(path: Path, count: int, what: str = "film") -> None:
+    """So many texts; every hundredth has none, and one in a thousand can't be read."""
+    with path.open("w", encoding="utf-8") as stream:
+        stream.write("id,text\n")
+        for row in range(count):
+            text = "" if row % 100 == 7 else "a \x07 bell" if row % 1000 == 500 else f"A {what} of {row % 97} minutes."
+            stream.write(f"{row},{text}\n")
+
+
+def test_a_killed_call_is_gone_on_with_and_gives_the_same_bytes(scoring: Project) -> None:
+    rows, parts = 12_288, scoring.root / "scores/.killed.parquet.parts"
+    ask = ("score", "new.csv", "--output", "scores/killed.parquet")
+
+    def killed_after(part: int) -> str:
+        with subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", *ask],
+            cwd=scoring.root,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            _wait_for((parts / f"{part:06}").is_dir)
+            process.send_signal(signal.SIGKILL)
+            _, told = process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert not (scoring.root / "scores/killed.parquet").exists()
+        return told
+
+    write_rows(scoring.root / "new.csv", rows, "play")
+    killed_after(0)
+    write_rows(scoring.root / "new.csv", rows)
+    assert "its input differ" in killed_after(1)  # nothing of another input is taken over
+    there = len(list(parts.glob("00000?")))
+    assert 2 <= there < 6
+    done = scoring.tunewright(*ask)
+    assert f"goes on after {there * 2048:,} rows" in done.stderr
+    assert f"{there * 2048:,} of the rows were dealt with by an earlier call" in done.stdout
+
+    whole = scoring.tunewright("score", "new.csv", "--output", "scores/whole.parquet").stdout
+    assert "12,153 rows scored" in whole and "135 rows rejected (control_characters 12, empty_text 123)" in whole
+    names = ("killed.parquet", "killed.rejected.parquet", "whole.parquet", "whole.rejected.parquet")
+    assert sorted(path.name for path in (scoring.root / "scores").iterdir()) == list(names)
+    killed, killed_aside, unkilled, unkilled_aside = (scoring.root / "scores" / name for name in names)
+    assert killed.read_bytes() == unkilled.read_bytes()
+    assert killed_aside.read_bytes() == unkilled_aside.read_bytes()
+    lines = [line for file in (killed, killed_aside) for line in read_parquet(file)["line"].to_pylist()]
+    assert sorted(lines) == list(range(2, rows + 2))  # each row once, here or there
+
+
+@pytest.mark.heavy
+def test_twenty_times_the_rows_take_no_more_memory(scoring: Project) -> None:
+    peaks = []
+    for rows in (10_000, 200_000):
+        write_rows(scoring.root / "new.csv", rows)
+        command = [sys.executable, "-m", "flows.cli", "score", "new.csv", "--output", f"{rows}.parquet"]
+        process = subprocess.Popen(command, cwd=scoring.root, env=environment(), stdout=subprocess.DEVNULL)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        assert isinstance(used, resource.struct_rusage)
+        peaks.append(used.ru_maxrss / 1024)
+    print(f"peaks in MB: {peaks[0]:.0f} of 10,000 rows, {peaks[1]:.0f} of 200,000")
+    # 70 bytes a row are its id's; the rest is what an allocator holds back.
+    assert peaks[1] - peaks[0] < 190_000 * 70 / 2**20 + 40
 
 
 @pytest.mark.heavy

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
-import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,10 +15,9 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from websockets.sync.client import connect
 
-from tests.integration.conftest import _ask, _wait_for
-from tests.integration.test_report_page import BROWSERS, SWITCHES
+from tests.browser import Page
+from tests.integration.conftest import _ask
 
 PLAIN = "no form that anybody knows 47"
 LIVE = """
@@ -219,61 +214,6 @@ def test_a_run_that_fails_is_told_to_a_webhook(
         subprocess.run(
             ["curl", "-sX", "DELETE", f"{toy.api_url}/automations/{automation['id']}"], check=True, capture_output=True
         )
-
-
-class Page:
-    """A page of a server in Chromium, scripts and all, driven over its debugging protocol."""
-
-    def __init__(self, folder: Path) -> None:
-        browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-        assert browser, "no Chromium on PATH: `make test` installs it, or says how (tests/chromium.sh)"
-        command = [browser, *SWITCHES, f"--user-data-dir={folder}", "--remote-debugging-port=0"]
-        command += ["--window-size=1400,1200", "about:blank"]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        port = _wait_for((folder / "DevToolsActivePort").exists, 120) and _wait_for(
-            lambda: (folder / "DevToolsActivePort").read_text().split(), 60
-        )
-        with urllib.request.urlopen(f"http://127.0.0.1:{port[0]}/json/list", timeout=60) as response:
-            (target,) = [found for found in json.load(response) if found["type"] == "page"]
-        self.socket = connect(target["webSocketDebuggerUrl"], max_size=None, open_timeout=60)
-        self.asked: list[str] = []
-        self.count = 0
-        self("Network.enable")
-
-    def __call__(self, method: str, **params: Any) -> Any:
-        """One command, and its result; what the page asks for meanwhile is kept."""
-        self.count += 1
-        self.socket.send(json.dumps({"id": self.count, "method": method, "params": params}))
-        while True:
-            told = json.loads(self.socket.recv(timeout=120))
-            if told.get("id") == self.count:
-                return told["result"]
-            if told.get("method") == "Network.requestWillBeSent":
-                self.asked.append(told["params"]["request"]["url"])
-            elif told.get("method") == "Network.webSocketCreated":
-                self.asked.append(told["params"]["url"])
-
-    def text(self) -> str:
-        """What can be read on it."""
-        return str(self("Runtime.evaluate", expression='document.body?.innerText ?? ""')["result"]["value"])
-
-    def shows(self, url: str, *words: str) -> None:
-        """Open an address and wait until all the words stand there."""
-        self("Page.navigate", url=url)
-        _wait_for(lambda: all(word in self.text() for word in words), 180)
-
-    def pixels(self) -> list[tuple[int, int, int]]:
-        """A picture of it."""
-        from PIL import Image
-
-        shot = base64.b64decode(self("Page.captureScreenshot")["data"])
-        with Image.open(io.BytesIO(shot)) as image:
-            return list(image.convert("RGB").getdata())
-
-    def close(self) -> None:
-        self.socket.close()
-        self.process.terminate()
-        self.process.wait(timeout=60)
 
 
 @pytest.mark.heavy

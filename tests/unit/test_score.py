@@ -15,6 +15,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
+from flows.predict import load
 from flows.scoring import KEY, ROWS_AT_ONCE, Scored, Wish, score
 from flows.which_model import told
 from tests.conftest import REPOSITORY
@@ -114,6 +115,31 @@ def test_the_control_of_the_export_is_honoured(project: Any, tiny_model: Path) -
         assert row["predicted"] == (None if row["abstained"] else before["predicted"])
     assert sorted(row["abstained"] for row in rows) == [False, True]
     assert found.predicted["(abstained)"] == 1 and "(abstained) 1" in " ".join(told(found, "models/export"))
+
+
+def test_the_exported_model_is_asked_in_python_as_in_a_file(project: Any, tiny_model: Path) -> None:
+    params = project(tiny_model)
+    texts = ["A fine film.", "", "Dull & long"]
+    Path("new.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    scored(params, data=Path("new.jsonl"))
+    first, second = rows_of()
+    answers = load("models/export").predict(texts)
+    assert answers == load().predict(texts)  # there is neither a champion nor a history
+    assert [answer["text"] for answer in answers] == texts
+    assert answers[1] == {"text": "", "error": "empty_text: text is empty, expected something to be read"}
+    for answer, row in ((answers[0], first), (answers[2], second)):
+        assert list(answer) == ["text", "predicted", "probabilities"]  # it may not abstain
+        assert answer["predicted"] == row["predicted"]
+        assert answer["probabilities"] == {name: row[f"probability_{name}"] for name in params.task.labels}
+
+    sure = max(answers[0]["probabilities"].values())
+    write_json(Path("models/export/control.json"), {"temperature": 1.0, "abstain_below": (sure + 1) / 2})
+    unsure = load("models/export").predict(texts[:1])[0]
+    assert unsure["abstained"] is True and unsure["predicted"] is None
+    assert unsure["probabilities"] == pytest.approx(answers[0]["probabilities"], abs=1e-6)
+    assert load("models/export").predict([]) == []
+    with pytest.raises(UserError, match=r"nowhere/MANIFEST\.json: not found"):
+        load("nowhere")
 
 
 def test_the_same_input_is_scored_once_and_any_other_anew(project: Any, tiny_model: Path) -> None:
