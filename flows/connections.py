@@ -16,6 +16,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 HEAD_SECONDS = 10.0
 """In which a request's first line and headers must have come, since the connection stands or the last answer."""
 MAX_CONNECTIONS = 1024
+SPARE = 64
+"""Connections above these, where every client is being answered; the next is told to come again."""
 OTHER_FILES = 128
 """Open files of the process that are no connections, at most."""
 
@@ -24,17 +26,18 @@ def places() -> int:
     """How many connections there may be: MAX_CONNECTIONS, or what the limit of open files, raised as far as it goes,
     leaves."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_CONNECTIONS + OTHER_FILES
-    if resource.RLIM_INFINITY != soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    others = SPARE + OTHER_FILES
+    if resource.RLIM_INFINITY != soft < MAX_CONNECTIONS + others:
+        soft = MAX_CONNECTIONS + others if hard == resource.RLIM_INFINITY else min(MAX_CONNECTIONS + others, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(1, min(MAX_CONNECTIONS, soft - OTHER_FILES))
+    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(1, min(MAX_CONNECTIONS, soft - others))
 
 
 class Connection(H11Protocol):
-    """One client. `waits` is whether it is the client's turn: to send a request or the rest of one, or to read the
-    answer; `since`, on the loop's clock, when its last answer ended, or when it came."""
+    """One client, of as many as there are `places`. `waits`: whether it is the client's turn, to send a request or the
+    rest of one, or to read the answer. `since`: when its last answer ended, or when it came, on the loop's clock."""
 
+    places = MAX_CONNECTIONS
     since = 0.0
     _timer: asyncio.TimerHandle | None = None
 
@@ -48,9 +51,8 @@ class Connection(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take a place; the last one: of the client that has been waited for longest."""
-        # One more than its limit is where uvicorn answers 503.
-        if self.config.limit_concurrency is not None and len(self.connections) >= self.config.limit_concurrency - 1:
+        """Take a place; where all are taken, that of the client that has been waited for longest."""
+        if len(self.connections) >= self.places:
             waiting = [found for found in self.connections if isinstance(found, Connection) and found.waits]
             if waiting:
                 min(waiting, key=lambda found: found.since).give_way()

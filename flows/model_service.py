@@ -315,7 +315,7 @@ def serve(app: FastAPI, host: str, port: int, ready: Callable[[str], None]) -> N
 
     import uvicorn
 
-    from flows.connections import Connection, places
+    from flows.connections import SPARE, Connection, places
 
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -323,6 +323,7 @@ def serve(app: FastAPI, host: str, port: int, ready: Callable[[str], None]) -> N
         bound.bind((host, port))
     except OSError as error:
         raise UserError(f"--port {port}: {error.strerror}. Name another one.") from error
+    Connection.places = places()
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -331,7 +332,7 @@ def serve(app: FastAPI, host: str, port: int, ready: Callable[[str], None]) -> N
         ws="none",
         timeout_keep_alive=10,
         timeout_graceful_shutdown=10,
-        limit_concurrency=places() + 1,
+        limit_concurrency=Connection.places + SPARE,
         server_header=False,
     )
     bound.listen(MAX_WAITING)  # so that who hears of the address is heard

@@ -26,6 +26,7 @@ STAGE = "ingest"
 FLAT = ("csv", "tsv")
 OF_LABELS = ("label_column", "target_column", "label_bins", "label_mapping", "label_separator", "keep_columns")
 
+BAD_ENCODING = "bad_encoding"
 EMPTY_TEXT = "empty_text"
 EMPTY_WORD = "empty_word"
 NO_CONVERSATION = "no_conversation"
@@ -110,6 +111,15 @@ def converses(task: TaskType) -> bool:
     return isinstance(task, Writer) and "target" not in task.columns
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text is one: not so where it holds half of a surrogate pair, which no tokenizer takes and no file."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class Cleaner:
     """Cleans a text as prepare would, or says why it can't be used."""
 
@@ -123,6 +133,8 @@ class Cleaner:
         """The text as the model is to read it, and what is wrong with it: a reason and its detail."""
         if not old or not old.strip():
             return "", (EMPTY_TEXT, "text is empty, expected something to be read")
+        if not is_unicode(old):
+            return "", (BAD_ENCODING, "text holds half of a surrogate pair, expected Unicode")
         if self._refuses.text(row_id, old) != old:
             return "", (PERSONAL_DATA, "text holds what prepare.privacy refuses, expected none")
         (normal,) = normalise([old], self._steps, Counter())

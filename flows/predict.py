@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flows.new_rows import NewRows, source_of
+from flows.new_rows import NewRows, is_unicode, source_of
 from flows.scorer import Scorer
 from flows.scoring import check_model
 from flows.which_model import chosen
@@ -54,7 +54,14 @@ class Predictor:
     def predict(self, texts: list[str]) -> list[dict[str, Any]]:
         """One answer a text, in their order: `text` as it was given, and what the model says of it: `predicted`, of a
         classifier `probabilities` by label too, and `abstained` where it may abstain: `predicted` is None then. A text
-        that can't be used has `error` in their place."""
+        that can't be used has `error` in their place.
+
+        Raises
+            UserError  for a text that is none: half of a surrogate pair, which bytes that are not UTF-8 become.
+        """
+        for at, text in enumerate(texts, start=1):
+            if not is_unicode(text):
+                raise UserError(f"text {at}: holds what is not Unicode (half of a surrogate pair). Give it as UTF-8.")
         if not texts:
             return []
         rejected: list[dict[str, Any]] = []

@@ -138,6 +138,8 @@ def test_the_exported_model_is_asked_in_python_as_in_a_file(project: Any, tiny_m
     assert unsure["abstained"] is True and unsure["predicted"] is None
     assert unsure["probabilities"] == pytest.approx(answers[0]["probabilities"], abs=1e-6)
     assert load("models/export").predict([]) == []
+    with pytest.raises(UserError, match=r"text 2: holds what is not Unicode"):
+        load("models/export").predict(["A fine film.", "caf\udce9"])
     with pytest.raises(UserError, match=r"nowhere/MANIFEST\.json: not found"):
         load("nowhere")
 
