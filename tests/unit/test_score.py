@@ -73,6 +73,15 @@ def rows_of(path: str = "out/scores.parquet") -> list[dict[str, Any]]:
     return found
 
 
+def put_control(values: dict[str, Any]) -> None:
+    """A control as the export has it, named in the manifest."""
+    control, manifest = Path("models/export/control.json"), Path("models/export/MANIFEST.json")
+    write_json(control, values)
+    told = json.loads(manifest.read_text())
+    told["files"][control.name] = {"sha256": sha256_file(control), "size": control.stat().st_size}
+    write_json(manifest, told)
+
+
 def test_a_classifier_scores_texts_without_labels(project: Any, tiny_model: Path) -> None:
     params = project(tiny_model)
     Path("new.csv").write_text("id,text\na,A fine film.\nb,Dull & long\nc,A fine film.\n")
@@ -133,7 +142,7 @@ def test_the_exported_model_is_asked_in_python_as_in_a_file(project: Any, tiny_m
         assert answer["probabilities"] == {name: row[f"probability_{name}"] for name in params.task.labels}
 
     sure = max(answers[0]["probabilities"].values())
-    write_json(Path("models/export/control.json"), {"temperature": 1.0, "abstain_below": (sure + 1) / 2})
+    put_control({"temperature": 1.0, "abstain_below": (sure + 1) / 2})
     unsure = load("models/export").predict(texts[:1])[0]
     assert unsure["abstained"] is True and unsure["predicted"] is None
     assert unsure["probabilities"] == pytest.approx(answers[0]["probabilities"], abs=1e-6)
