@@ -429,9 +429,11 @@ def _prompts(
     found = []
     for row in spread_over_lengths(tokens, CONTINUED_ROWS):
         ids, labels = row["input_ids"], row["labels"]
-        inputs = {}
+        inputs: dict[str, Any] = {}
+        start = None
         if model.config.is_encoder_decoder:
             inputs = {name: values[:, :1] for name, values in decoder_inputs(model, torch.tensor([labels])).items()}
+            start = int(inputs["decoder_input_ids"])
         else:
             first = next((at for at, label in enumerate(labels) if label != IGNORED), len(ids))
             ids = ids[: max(first, len(ids) // 2)]
@@ -443,16 +445,20 @@ def _prompts(
             "attention_mask": torch.ones((1, len(ids)), dtype=torch.int64),
         } | inputs
         own = GenerationConfig(
-            max_new_tokens=limit, do_sample=False, eos_token_id=ends or None, pad_token_id=tokenizer.pad_token_id
+            max_new_tokens=limit,
+            do_sample=False,
+            eos_token_id=ends or None,
+            pad_token_id=tokenizer.pad_token_id,
+            decoder_start_token_id=start,
         )
         # What the model's own file says of beams or of forced tokens would be filled in.
         before, model.generation_config = model.generation_config, own
         with torch.inference_mode():
             written = model.generate(**inputs, generation_config=own)[0]
         model.generation_config = before
-        start = 1 if model.config.is_encoder_decoder else len(ids)
+        new = written[len(ids) if start is None else 1 :].tolist()
         arrays = {name: np.ascontiguousarray(values.numpy()) for name, values in inputs.items()}
-        found.append(_Prompt(arrays, limit, ends, written[start:].tolist()))
+        found.append(_Prompt(arrays, limit, ends, new))
     return found
 
 

@@ -1,52 +1,52 @@
-"""ONNX with weights of eight bits, made of the exported model.onnx by onnxruntime: `model.onnx`.
+"""ONNX with weights of eight bits, made by onnxruntime: `model.onnx`, or the two files of an encoder-decoder.
 
 Dynamic quantization: the weights of every matrix product and of the embeddings are rounded to 256 steps, its inputs
 while it runs. About a quarter of the size. It opens in onnxruntime wherever that runs, with any number of rows and
-tokens.
+tokens. It is made of the exported model.onnx; of a model that writes text, of the files that the format `onnx` writes,
+and is laid out as they are.
 
 Source: Jacob et al., Quantization and training of neural networks, CVPR 2018, section 2.1: r = S(q − Z).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
+from tunewright.formats import kind_of, onnx
 
 ENVIRONMENT: str | None = None
 QUANTIZED = True
-FILE = "model.onnx"
+
+opened, continued = onnx.opened, onnx.continued
 
 
 def refusal(config: dict[str, Any], files: list[str]) -> str:
     """It is made of the ONNX form, whatever the model's kind."""
-    return "" if FILE in files else f"the export holds no {FILE}. Set export.onnx: true"
+    if onnx.FILE in files:
+        return ""
+    if kind_of(config).endswith((*onnx.DECODERS, *onnx.ENCODER_DECODERS)):
+        return onnx.refusal(config, files)
+    return f"the export holds no {onnx.FILE}. Set export.onnx: true"
 
 
 def write(export: Path, folder: Path, max_length: int) -> None:
-    """Round the weights of the exported ONNX model."""
-    import onnx
+    """Round the weights of the exported ONNX model, or of the one that the format `onnx` makes."""
+    if (export / onnx.FILE).is_file():
+        _quantize(export / onnx.FILE, folder / onnx.FILE)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        onnx.write(export, Path(scratch), max_length)
+        for file in sorted(Path(scratch).glob("*.onnx")):
+            _quantize(file, folder / file.name)
+
+
+def _quantize(source: Path, target: Path) -> None:
+    import onnx as library
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     # The shapes that the exporter noted of single values hinder onnxruntime's own inference of shapes.
-    plain = onnx.load(export / FILE)
+    plain = library.load(source)
     del plain.graph.value_info[:]
-    quantize_dynamic(plain, folder / FILE, weight_type=QuantType.QInt8)
-
-
-def opened(folder: Path, num_threads: int) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
-    """Open it in onnxruntime."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    session = onnxruntime.InferenceSession(folder / FILE, options, providers=["CPUExecutionProvider"])
-
-    def logits_of(inputs: dict[str, np.ndarray]) -> np.ndarray:
-        logits: np.ndarray = session.run(["logits"], inputs)[0]
-        return logits
-
-    return logits_of
+    quantize_dynamic(plain, target, weight_type=QuantType.QInt8)
