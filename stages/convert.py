@@ -79,8 +79,8 @@ class ConvertParams(Section):
     """Which forms, and how closely they must agree with the tuned model."""
 
     formats: Annotated[list[str], AfterValidator(_known)] = Field(
-        description="onnx_int8, tensorflow (by `make tensorflow`), litert (by `make litert`), gguf and gguf_q8_0 "
-        "(by `make gguf`); none: nothing is made"
+        description="onnx (of a model that writes), onnx_int8, tensorflow (by `make tensorflow`), litert (by "
+        "`make litert`), gguf and gguf_q8_0 (by `make gguf`); none: nothing is made"
     )
     parity_rows: int = Field(ge=1, le=10_000, description="test rows whose logits are compared")
     parity_atol: float = Field(
@@ -158,10 +158,10 @@ class ConvertReport(Report):
     formats: dict[str, Verified]
 
 
-def check(params: ConvertParams, export: Annotated[Any, Key("export")]) -> list[str]:
+def check(params: ConvertParams, task: TaskType, export: Annotated[Any, Key("export")]) -> list[str]:
     """The environments that are missing, and a form whose own source the export leaves out; each fault in words."""
     faults = []
-    if FROM_ONNX in params.formats and not export.onnx:
+    if FROM_ONNX in params.formats and not export.onnx and not _writes(task):
         faults.append(f"convert.formats: {FROM_ONNX} is made of the ONNX form. Set export.onnx: true, or take it out.")
     for name in params.formats:
         try:
@@ -210,7 +210,7 @@ def run(
     rows = spread_over_lengths(tokens, params.parity_rows)
     accented = _accented(test, tokens)
     batches = _with_decoder_inputs(model, compared_batches(model, task, rows, [accented] if accented else []))
-    writes = task.generates or task.likelihood == "causal"
+    writes = _writes(task)
     # No text is written for the metric: what every text costs the model is asked in one pass.
     generation = (evaluate.generation or GenerationParams()).model_copy(update={"max_rows": 0}) if writes else None
     how = Predicting(evaluate.per_device_eval_batch_size, seed, generation, evaluate.max_tokens_per_batch)
@@ -269,6 +269,10 @@ def run(
         every = {name: {file: one.model_dump() for file, one in _files(folder / name).items()} for name in verified}
         write_json(folder / MANIFEST, {"model_sha256": manifest["model_sha256"], "formats": every})
     return ConvertReport(model_sha256=manifest["model_sha256"], formats=verified)
+
+
+def _writes(task: TaskType) -> bool:
+    return task.generates or task.likelihood == "causal"
 
 
 def _read_manifest(export: Path) -> dict[str, Any]:

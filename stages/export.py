@@ -18,7 +18,6 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +29,7 @@ from tunewright.errors import UserError
 from tunewright.files import atomic_folder, read_json, sha256_file, sha256_tree, write_json
 from tunewright.gates import require_pass
 from tunewright.generation import GenerationParams, generation_config, model_ends
+from tunewright.onnx_export import save
 from tunewright.params import Section
 from tunewright.parity import Form, Parity, compared_batches, outcome, spread_over_lengths, start, write_batches
 from tunewright.report import Report
@@ -195,37 +195,21 @@ def _check_has_onnx(model: Any) -> None:
     if not kind.endswith(ONNX_KINDS):
         raise UserError(
             f"export.onnx: the ONNX form of a {kind} is not built here: of an encoder's classifier alone. "
-            "Set export.onnx: false; the safetensors are exported and compared without it."
+            "Set export.onnx: false; the safetensors are exported and compared without it. Of a model that writes text "
+            "convert.formats: [onnx] makes it."
         )
 
 
 def write_onnx(model: Any, example: dict[str, np.ndarray], opset_version: int, path: Path) -> None:
     """Write model.onnx with dynamic batch and length, its inputs and its output named as Transformers names them."""
-    import logging
-
     import torch
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     # Two rows of at least two tokens: PyTorch takes a size of one for a constant.
     inputs = {
         name: torch.zeros((2, max(2, values.shape[1])), dtype=torch.int64) + 1 for name, values in example.items()
     }
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            model,
-            kwargs=inputs,
-            dynamo=True,
-            input_names=list(inputs),
-            output_names=["logits"],
-            dynamic_shapes={name: {0: "batch", 1: "length"} for name in inputs},
-            opset_version=opset_version,
-            verbose=False,
-        )
-    # The exporter notes the source line of each node, with the absolute paths of this machine.
-    ClearMetadataAndDocStringPass()(program.model)
-    program.save(path)
+    free = {name: {0: "batch", 1: "length"} for name in inputs}
+    save(model, inputs, list(inputs), ["logits"], free, opset_version, path)
 
 
 def _check(form: str, found: Parity, atol: float) -> None:

@@ -265,9 +265,9 @@ def test_a_missing_environment_names_the_make_target(done, tmp_path, monkeypatch
         UserError, match=rf"needs the environment \.venv-{target}, and there is none\. Run `make {target}`"
     ):
         converted(paths, asked)
-    assert [f"`make {target}`" in fault for fault in convert.check(asked, exporting(onnx=True))] == [True]
-    assert convert.check(PARAMS, exporting(onnx=True)) == []
-    (fault,) = convert.check(PARAMS, exporting(onnx=False))
+    assert [f"`make {target}`" in fault for fault in convert.check(asked, TASK, exporting(onnx=True))] == [True]
+    assert convert.check(PARAMS, TASK, exporting(onnx=True)) == []
+    (fault,) = convert.check(PARAMS, TASK, exporting(onnx=False))
     assert fault.startswith("convert.formats: onnx_int8 is made of the ONNX form. Set export.onnx: true")
 
 

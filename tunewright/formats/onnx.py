@@ -24,13 +24,13 @@ Source: Transformers' DynamicCache and EncoderDecoderCache, whose tensors stand 
 from __future__ import annotations
 
 import functools
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.errors import UserError
 from tunewright.formats import greedy, kind_of, settings
+from tunewright.onnx_export import save
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,42 +80,6 @@ def write(export: Path, folder: Path, max_length: int) -> None:
         raise _has_none(kind, f"PyTorch's exporter does not take it ({said})") from error
 
 
-def save(
-    module: Any,
-    inputs: Mapping[str, Any],
-    input_names: list[str],
-    output_names: list[str],
-    dynamic_shapes: Mapping[str, Any],
-    opset_version: int,
-    path: Path,
-) -> None:
-    """Write what a PyTorch module does as ONNX; the same bytes each time, and no path of this machine.
-
-    inputs: an example of its keyword arguments.   dynamic_shapes: which of their dimensions are free, by name.
-    """
-    import logging
-
-    import torch
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            module,
-            kwargs=dict(inputs),
-            dynamo=True,
-            input_names=input_names,
-            output_names=output_names,
-            dynamic_shapes=dict(dynamic_shapes),
-            opset_version=opset_version,
-            verbose=False,
-        )
-    # The exporter notes the source line of each node, with the absolute paths of this machine.
-    ClearMetadataAndDocStringPass()(program.model)
-    program.save(path)
-
-
 def opened(folder: Path, num_threads: int) -> Callable[[Inputs], np.ndarray]:
     """Open it in onnxruntime; a whole text at once, with no past."""
     model = _loaded(folder, num_threads)
@@ -153,7 +117,7 @@ def continued(folder: Path, num_threads: int) -> Callable[[Inputs, int, list[int
 
 
 def _has_none(kind: str, why: str) -> UserError:
-    return UserError(f"convert.formats: onnx: a {kind} has no ONNX form: {why}. Take onnx and onnx_int8 out of it.")
+    return UserError(f"a {kind} has no ONNX form: {why}")
 
 
 def _layers(cache: Any, kind: str) -> list[Any]:
