@@ -3,10 +3,12 @@
     python -m benchmarks.formats [FOLDER]
 
 FOLDER: a project (this one by default) in which `convert` has run with the formats of interest. For PyTorch, the
-exported ONNX and each converted form: size of the weights' files, the largest difference of a logit and the metric of
-test as VERIFIED has them, and rows of test a second: the fastest of ROUNDS passes over all of them, sorted by length in
-batches of BATCH_SIZE, with the threads of params.yaml. The forms take turns, so that a busy machine is as busy for one
-as for the other; each runs in a process of its own, and passing the batches to it counts.
+exported ONNX and each converted form: size of the weights' files, the largest difference of a logit, the metric of test
+and, of a model that writes, the share of tokens that are PyTorch's, as VERIFIED has them; and rows of test a second: the
+fastest of ROUNDS passes over all of them, sorted by length in batches of BATCH_SIZE, with the threads of params.yaml.
+The forms take turns, so that a busy machine is as busy for one as for the other; each runs in a process of its own, and
+passing the batches to it counts. Of a model that writes only the logits of each row's first token come back: those of
+all tokens are gigabytes, which nobody who uses it moves.
 stdout: a table, then everything as JSON.
 """
 
@@ -17,27 +19,36 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.scratch import table
 from tunewright.batches import sorted_batches
-from tunewright.compute import open_tuned, read_tokens, set_up
+from tunewright.compute import decoder_inputs, open_tuned, read_tokens, set_up
 from tunewright.files import read_json
+from tunewright.likelihood import token_batches
 from tunewright.params import load_params
 from tunewright.runtime import Runtime
 from tunewright.task import load_task
 
 ROUNDS = 3
 BATCH_SIZE = 32
-BESIDE = (".json", "VERIFIED")
-"""Not counted as size: the tokenizer, the config, what was verified."""
+BESIDE = (".json", ".jinja", ".md", "VERIFIED")
+"""Not counted as size: the tokenizer, the config, the card, what was verified."""
+FIRST = 2**30
+"""The step from the first token beyond the last."""
 
 
 def weight_bytes(folder: Path, names: list[str] | None = None) -> int:
     """Bytes of the files that hold the model itself."""
     files = [folder / name for name in names] if names else [file for file in folder.rglob("*") if file.is_file()]
     return sum(file.stat().st_size for file in files if not file.name.endswith(BESIDE))
+
+
+def _same(continuation: dict[str, int] | None) -> float | None:
+    """The share of the tokens written that are PyTorch's, up to each row's first that is not."""
+    return continuation["same_tokens"] / continuation["tokens"] if continuation and continuation["tokens"] else None
 
 
 def main(folder: Path) -> dict[str, Any]:
@@ -53,10 +64,13 @@ def main(folder: Path) -> dict[str, Any]:
     exported = read_json(params.path("export_report"))
     model = open_tuned(task, export).eval()
     tokens = read_tokens(params.path("tokens") / "test.arrow").drop_columns(["row_id"]).to_pylist()
+    writes = task.generates or task.likelihood == "causal"
+    lengths = [max(row["length"], len(row["labels"]) if writes else 0) for row in tokens]
+    vocabulary = model.get_output_embeddings().weight.shape[0] if writes else 0
     batches = []
-    for members in sorted_batches([row["length"] for row in tokens], BATCH_SIZE):
+    for members in token_batches(lengths, BATCH_SIZE, vocabulary) if writes else sorted_batches(lengths, BATCH_SIZE):
         inputs = task.collate([tokens[at] for at in members], model.config.pad_token_id or 0)
-        inputs.pop("labels")
+        inputs |= decoder_inputs(model, inputs.pop("labels"))
         batches.append({name: values.numpy() for name, values in inputs.items()})
 
     def by_torch(inputs: dict[str, Any]) -> Any:
@@ -68,7 +82,8 @@ def main(folder: Path) -> dict[str, Any]:
     if "onnx" in exported["parity"]:
         # What opens the eight bits opens the exported ONNX too.
         runtimes["onnx"] = Runtime("onnx_int8", export, params.num_threads)
-    asked |= {name: runtime.logits for name, runtime in sorted(runtimes.items())}
+    step = FIRST if writes else 1
+    asked |= {name: partial(runtime.logits, every=step) for name, runtime in sorted(runtimes.items())}
     fastest = dict.fromkeys(asked, float("inf"))
     for _ in range(ROUNDS + 1):  # the first one warms up
         for name, ask in asked.items():
@@ -84,7 +99,7 @@ def main(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in asked:
         told = verified.get(name, {})
-        files = {"PyTorch": ["model.safetensors"], "onnx": ["model.onnx"]}.get(name)
+        files = None if told else {"PyTorch": ["model.safetensors"], "onnx": ["model.onnx"]}[name]
         of_export = {"PyTorch": "safetensors", "onnx": "onnx"}.get(name, "")
         found[name] = {
             "megabytes": round(weight_bytes(export if files else converted / name, files) / 1e6, 1),
@@ -92,6 +107,7 @@ def main(folder: Path) -> dict[str, Any]:
                 "max_abs_difference", exported["parity"].get(of_export, {}).get("max_abs_difference")
             ),
             metric: told.get("converted", tuned),
+            "same_tokens": _same(told.get("continuation")),
             "rows_per_second": round(len(tokens) / fastest[name], 1),
         }
     lines = [
@@ -100,12 +116,13 @@ def main(folder: Path) -> dict[str, Any]:
             one["megabytes"],
             f"{one['max_abs_difference']:.1e}",
             f"{one[metric]:.4f}",
+            "" if one["same_tokens"] is None else f"{one['same_tokens']:.3f}",
             one["rows_per_second"],
             f"{one['rows_per_second'] / found['PyTorch']['rows_per_second']:.2f}",
         ]
         for name, one in found.items()
     ]
-    print(table([["form", "MB", "logits", metric, "rows/s", "of PyTorch"], *lines]))
+    print(table([["form", "MB", "logits", metric, "written", "rows/s", "of PyTorch"], *lines]))
     return {"task": params.task.type, "rows": len(tokens), "num_threads": params.num_threads, "forms": found}
 
 
