@@ -3,12 +3,12 @@
     python -m benchmarks.formats [FOLDER]
 
 FOLDER: a project (this one by default) in which `convert` has run with the formats of interest. For PyTorch, the
-exported ONNX and each converted form: size of the weights' files, the largest difference of a logit, the metric of test
-and, of a model that writes, the share of tokens that are PyTorch's, as VERIFIED has them; and rows of test a second: the
-fastest of ROUNDS passes over all of them, sorted by length in batches of BATCH_SIZE, with the threads of params.yaml.
-The forms take turns, so that a busy machine is as busy for one as for the other; each runs in a process of its own, and
-passing the batches to it counts. Of a model that writes only the logits of each row's first token come back: those of
-all tokens are gigabytes, which nobody who uses it moves.
+exported ONNX and each converted form: size of the weights' files, the largest difference of a logit, the metric of
+test and, of a model that writes, the share of tokens that are PyTorch's, as VERIFIED has them; and rows of test a
+second: the fastest of ROUNDS passes over all of them, sorted by length in batches of BATCH_SIZE, with the threads of
+params.yaml. The forms take turns, so that a busy machine is as busy for one as for the other; each runs in a process
+of its own, and passing the batches to it counts. Of a model that writes only the logits of each row's first token
+come back: those of all tokens are gigabytes, which nobody who uses it moves.
 stdout: a table, then everything as JSON.
 """
 
