@@ -55,15 +55,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
     return make
 
 
-def put_control(control: dict[str, Any]) -> None:
-    """Give the export this control, and list it."""
-    file = Path("models/export/control.json")
-    write_json(file, control)
-    manifest = json.loads(Path("models/export/MANIFEST.json").read_text())
-    manifest["files"][file.name] = {"sha256": sha256_file(file), "size": file.stat().st_size}
-    write_json(Path("models/export/MANIFEST.json"), manifest)
-
-
 def scored(params: Any, **wish: Any) -> Scored:
     return score(Wish(**{"data": Path("new.csv"), "output": Path("out/scores.parquet"), **wish}), params)
 
