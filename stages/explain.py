@@ -25,6 +25,7 @@ from pydantic import AfterValidator, BaseModel, Field
 
 from tunewright.files import atomic_folder, read_parquet, write_text
 from tunewright.gates import Finding
+from tunewright.pages import render
 from tunewright.params import Section
 from tunewright.report import Report, RowAccount
 from tunewright.stage import Dep, Key, Out, Paths, run_stage
@@ -556,22 +557,8 @@ def _write(paths: ExplainPaths, report: ExplainReport) -> None:
 
 
 def _page(report: ExplainReport) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    filters: dict[str, Any] = {
-        "decimal": lambda value, digits=4: f"{value:.{digits}f}".replace("-", "−"),
-        "signed": lambda value: f"{value:+.4f}".replace("-", "−"),
-        "level": lambda value: f"{100 * value:g}%",
-    }
-    environment.filters |= filters
-    return environment.get_template("explain.html.j2").render(report=report, weight=_weight)
+    filters = {"signed": lambda value: f"{value:+.4f}".replace("-", "−")}
+    return render(Path(__file__).with_name("explain.html.j2"), filters, report=report, weight=_weight)
 
 
 def _weight(value: float, words: Sequence[Word]) -> float:

@@ -25,6 +25,7 @@ from pydantic import Field
 from tunewright import charts
 from tunewright.control import ABSTAINED, controlled, read_control
 from tunewright.files import read_json, read_parquet, write_text
+from tunewright.pages import render
 from tunewright.params import Section
 from tunewright.privacy import mask
 from tunewright.report import Report
@@ -155,7 +156,9 @@ def run(
     private = reports["finetune"]["differential_privacy"]
     set_params = {"seed": KEPT_BACK if private else seed, "num_threads": num_threads}
     set_params |= _flat("prepare", split.model_dump()) | _flat("finetune", training.model_dump())
-    page = _render(
+    page = render(
+        Path(__file__).with_name("report.html.j2"),
+        FILTERS,
         title=params.title,
         task=task,
         labels=_labels(task),
@@ -414,26 +417,13 @@ def _plain(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else "–" if value is None else str(value)
 
 
-def _render(**context: Any) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": lambda value: f"{value:.1%}",
-        "capitalize_first": lambda text: text[:1].upper() + text[1:],
-        "decimal": lambda value, digits=4: f"{value:.{digits}f}".replace("-", "−"),
-        "count": lambda value: f"{value:,}",
-        "level": lambda value: f"{100 * value:g}%",
-        "plain": _plain,
-        "as_yaml": lambda value: json.dumps(value, ensure_ascii=False),
-    }
-    return environment.get_template("report.html.j2").render(context)
+FILTERS: Mapping[str, Callable[..., str]] = {
+    "percent": lambda value: f"{value:.1%}",
+    "capitalize_first": lambda text: text[:1].upper() + text[1:],
+    "count": lambda value: f"{value:,}",
+    "plain": _plain,
+    "as_yaml": lambda value: json.dumps(value, ensure_ascii=False),
+}
 
 
 if __name__ == "__main__":

@@ -110,6 +110,22 @@ def test_killed_in_any_way_of_training(trainings, folder, way, kills):
     assert again.report["stopped_early"] is (way == "stopping")
 
 
+def test_a_private_training_starts_over_with_the_same_rows_and_noise(trainings, folder):
+    private = {"noise_multiplier": 1.0, "target_delta": 1e-3, "max_grad_norm": 1.0, "accountant": "rdp"}
+    chosen = {"max_grad_norm": 0.0, "differential_privacy": private, "max_steps": 12}
+    whole = undisturbed(trainings, folder, **chosen)
+    for kill in (Kill("step", 7), Kill("train_end", 12)):
+        killed(trainings, folder, kill, **chosen)
+        assert not list(folder.rglob("checkpoint-*"))  # docs/decisions/0022: nothing is kept
+    again = trainings(folder, **chosen)
+    assert "going on from" not in again.printed
+    steps = [line.split(":")[0] for line in again.printed.splitlines() if line.startswith("step ")]
+    assert steps[0] == "step 2/12"  # the first that is logged
+    assert (again.model, again.report) == (whole.model, whole.report)
+    guaranteed = again.report["differential_privacy"]
+    assert guaranteed["epsilon"] > 0 and (guaranteed["steps"], again.report["steps"]) == (12, 12)
+
+
 def test_the_newest_checkpoint_torn(trainings, folder, whole):
     killed(trainings, folder, Kill("step", 18), 2)
     newest, before = checkpoints(folder)[:2]

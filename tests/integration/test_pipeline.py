@@ -22,10 +22,11 @@ from flows.publish import publish
 from flows.published import verify_published
 from flows.scoring import check_model
 from tests.conftest import REPOSITORY, Project
+from tests.integration.test_model_service import ask, served
 from tests.unit.test_signing import make_key
 from tunewright.errors import GateClosed
 from tunewright.facts import resolve
-from tunewright.files import read_json, sha256_file, sha256_tree, write_json
+from tunewright.files import read_json, read_parquet, sha256_file, sha256_tree, write_json
 from tunewright.params import load_params
 from tunewright.task import load_task
 
@@ -79,10 +80,17 @@ FROM_TOKENIZE = {"tokenize", "features", "find_lr", "evaluate_base", *FROM_FINET
 FROM_PREPARE = STAGES - {"fetch_data", "ingest", "validate", "choose_model", "fetch_model"}
 
 
+def abstaining(folder: Path, model: Path) -> Project:
+    """A small project whose model answers six rows in ten."""
+    project = Project.make(folder, model)
+    project.edit(lambda params: params["control"].update(abstain={"min_coverage": 0.6}))
+    return project.commit()
+
+
 @pytest.fixture(scope="module")
 def first_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Project, str]:
     """A project after its first `tunewright run`, and what that printed."""
-    project = Project.make(tmp_path_factory.mktemp("flow"), tiny_model)
+    project = abstaining(tmp_path_factory.mktemp("flow"), tiny_model)
     return project, project.tunewright("run").stdout
 
 
@@ -368,7 +376,7 @@ class TestPublished:
 
 @pytest.mark.heavy  # test_flow.py shows the same on a project of four stages
 def test_dvc_alone_does_the_same_work_and_gives_the_same_lock(ran, tmp_path_factory, tiny_model):
-    alone = Project.make(tmp_path_factory.mktemp("dvc"), tiny_model)
+    alone = abstaining(tmp_path_factory.mktemp("dvc"), tiny_model)
     alone.run("dvc", "repro")
     assert alone.ran() == STAGES
     assert alone.lock() == ran.lock()
@@ -386,6 +394,42 @@ def test_the_tuned_model_opens_in_plain_transformers(ran):
         (found,) = pipeline("text-classification", str(ran.root / folder))("A fine film.")
         assert found["label"] in {"negative", "positive"}
         assert 0.5 <= found["score"] <= 1.0
+
+
+def test_score_predict_and_serve_model_honour_the_control_of_the_run_alike(ran, tmp_path):
+    import numpy as np
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    shutil.copytree(ran.root / "models/export", tmp_path / "models/export")
+    shutil.copy(ran.root / "params.yaml", tmp_path)
+    alone = Project(tmp_path)  # nothing else of the project is there
+    texts = read_parquet(ran.root / "data/prepared/test.parquet")["text"].to_pylist()[:40]
+    (tmp_path / "new.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+    alone.tunewright("score", "new.jsonl", "--output", "new.parquet")
+    labels = ("negative", "positive")
+    answers = {"score": read_parquet(tmp_path / "new.parquet").to_pylist()}
+    for row in answers["score"]:
+        row["probabilities"] = {label: row[f"probability_{label}"] for label in labels}
+    answers["predict"] = [json.loads(line) for line in alone.tunewright("predict", *texts).stdout.splitlines()]
+    with served(tmp_path) as (url, _):
+        answers["serve-model"] = ask(f"{url}/predict", {"texts": texts})[1]["answers"]
+
+    # By the definition, of what the exported model gives in plain Transformers.
+    control = read_json(tmp_path / "models/export/control.json")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "models/export")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "models/export").eval()
+    inputs = tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")
+    with torch.no_grad():
+        expected = (model(**inputs).logits / control["temperature"]).softmax(dim=-1)
+    below = (expected.amax(dim=-1) < control["abstain_below"]).tolist()
+    assert control["temperature"] != 1.0 and 0 < sum(below) < len(texts)
+    for by, found in answers.items():
+        assert [answer["abstained"] for answer in found] == below, by
+        assert [answer["predicted"] is None for answer in found] == below, by
+        given = [[answer["probabilities"][label] for label in labels] for answer in found]
+        np.testing.assert_allclose(given, expected, atol=1e-5, rtol=0, err_msg=by)
 
 
 def edit_text(path: str, old: str, new: str) -> Callable[[Project], None]:

@@ -85,21 +85,20 @@ def write_tokens(folder: Path, weights: dict[int, float] | None = None) -> None:
             out.write_table(table)
 
 
-@pytest.fixture
-def paths(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> FinetunePaths:
-    """Tokens and the tiny model, in a folder of their own."""
-    monkeypatch.chdir(tmp_path)
-    Path("base").symlink_to(tiny_model)
+def set_up_here(base_model: Path) -> FinetunePaths:
+    """Tokens and a base model in the current folder, to train there."""
+    Path("base").symlink_to(base_model)
     write_tokens(Path("tokens"))
     write_json(Path("features/features.json"), {"applies": False})
-    return FinetunePaths(
-        tokens=Path("tokens"),
-        base_model=Path("base"),
-        find_lr_report=Path("find_lr.json"),
-        features=Path("features"),
-        tuned_model=Path("tuned"),
-        curves=Path("curves"),
-    )
+    places = {name: Path(name) for name in ("tokens", "features", "curves", "find_lr_report")}
+    return FinetunePaths(base_model=Path("base"), tuned_model=Path("tuned"), **places)
+
+
+@pytest.fixture
+def paths(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> FinetunePaths:
+    """A folder to train in."""
+    monkeypatch.chdir(tmp_path)
+    return set_up_here(tiny_model)
 
 
 def logits(model: Any) -> Any:

@@ -12,10 +12,10 @@ import pytest
 from pydantic import ValidationError
 
 from stages.finetune import FinetunePaths, FinetuneReport, run
-from tests.unit.test_finetune import LORA, TASK, logits, params, write_tokens
+from tests.unit.test_finetune import LORA, TASK, logits, params, set_up_here, write_tokens
 from tunewright.compute import open_tuned, read_tokens
 from tunewright.errors import UserError
-from tunewright.files import sha256_file, write_json
+from tunewright.files import sha256_file
 from tunewright.losses import Loss
 from tunewright.private_training import DifferentialPrivacyParams, PerRowGradients
 
@@ -32,17 +32,7 @@ def private(dp: dict[str, Any] | None = None, **changes: Any) -> Any:
 @pytest.fixture
 def paths(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> FinetunePaths:
     monkeypatch.chdir(tmp_path)
-    Path("base").symlink_to(tiny_model)
-    write_tokens(Path("tokens"))
-    write_json(Path("features/features.json"), {"applies": False})
-    return FinetunePaths(
-        tokens=Path("tokens"),
-        base_model=Path("base"),
-        find_lr_report=Path("find_lr.json"),
-        features=Path("features"),
-        tuned_model=Path("tuned"),
-        curves=Path("curves"),
-    )
+    return set_up_here(tiny_model)
 
 
 def tune(paths: FinetunePaths, wanted: Any) -> FinetuneReport:
