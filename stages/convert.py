@@ -335,6 +335,8 @@ def _accented(test: pa.Table, tokens: pa.Table) -> list[dict[str, Any]]:
         if any(letter > "\x7f" and letter.isalpha() for letter in text)
     }
     places = [at for at, row_id in enumerate(tokens["row_id"].to_pylist()) if row_id in ids]
+    if not places:  # Arrow knows no type of an empty list
+        return []
     rows: list[dict[str, Any]] = tokens.drop_columns(["row_id"]).take(places[:MAX_ACCENTED]).to_pylist()
     return rows
 
