@@ -279,7 +279,7 @@ def test_int8_needs_the_exported_onnx(tuned, tmp_path):
 
 @pytest.mark.parametrize("names", [["onnx_int4"], ["onnx_int8", "onnx_int8"]])
 def test_formats_are_known_and_stand_once(names):
-    with pytest.raises(ValueError, match=r"any of .*litert, onnx_int8|each format once"):
+    with pytest.raises(ValueError, match=r"any of .*litert, onnx, onnx_int8|each format once"):
         ConvertParams(formats=names, parity_rows=1, parity_atol=1e-4, max_metric_loss=0.0)
 
 

@@ -4,6 +4,7 @@ does token by token, with the keys and values of the tokens before."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 import transformers
 
 from stages import convert
-from tests.conftest import number_pairs
+from tests.conftest import REPOSITORY, number_pairs
 from tests.unit import test_gguf
 from tests.unit.test_kerashub import batch, tuned_model
 from tunewright import formats, runtime
@@ -228,7 +229,7 @@ def test_other_kinds(tiny_model, tmp_path, kind):
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["gpt2", "pair"])
-def test_convert_proves_both_forms(tiny_decoder, tiny_model, tmp_path, kind):
+def test_convert_proves_both_forms(tiny_decoder, tiny_model, tmp_path, capsys, kind):
     """Through the stage, each in a fresh process: a decoder that models text, and a pair that translates."""
     if kind == "gpt2":
         model = transformers.GPT2LMHeadModel.from_pretrained(tiny_decoder)
@@ -261,4 +262,13 @@ def test_convert_proves_both_forms(tiny_decoder, tiny_model, tmp_path, kind):
     assert sizes["onnx_int8"] < sizes["onnx"] / 1.5
     told = json.loads((paths.converted / "onnx/VERIFIED").read_text())
     assert told["continuation"] == plain.continuation.model_dump()
-    assert open_tokenizer(paths.converted / "onnx").pad_token_id is not None
+    if kind == "gpt2":
+        # The example of the docs, word for word, in this folder.
+        page = (REPOSITORY / "docs/formats.md").read_text()
+        (code,) = re.findall(r"```python\n(import numpy as np, onnxruntime\n.*?)```", page, re.DOTALL)
+        capsys.readouterr()
+        exec(code.replace("models/converted/onnx", str(paths.converted / "onnx")), {})  # noqa: S102 - our own page
+        backend = open_tokenizer(tmp_path / "tuned").backend
+        ids = backend.encode("A film").ids
+        asked = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}
+        assert capsys.readouterr().out == backend.decode([*ids, *generated(model.eval(), asked, 20)]) + "\n"
