@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
+from stages import convert
 from tests.unit.test_convert import READ, TRAIN, needs, script
+from tests.unit.test_gguf import EVALUATE, MAX_LENGTH, TASK, TEXTS, decoder, project
 from tunewright import formats, kerashub, runtime
+from tunewright.files import sha256_tree
 
 VOCABULARY = 101
 GPT2 = {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
@@ -242,3 +245,24 @@ def test_a_row_longer_than_the_positions_is_an_error_and_not_a_guess(tmp_path):
         pytest.raises(RuntimeError, match="at most 64 tokens a row"),
     ):
         opened.logits(batch(1, 65, "right"))
+
+
+@pytest.mark.heavy
+def test_convert_proves_it_and_makes_the_same_bytes_twice(tiny_llama, tmp_path):
+    needs("tensorflow")
+    tuned = decoder(tmp_path / "tuned", tiny_llama, rms_norm_eps=1e-3)
+    paths = project(tmp_path / "project", tuned, [text for text in TEXTS if text.strip()])
+    params = convert.ConvertParams(formats=["tensorflow"], parity_rows=6, parity_atol=1e-4, max_metric_loss=0.0)
+
+    def converted(into: convert.ConvertPaths) -> convert.Verified:
+        done = convert.run(into, params, TASK, seed=1, num_threads=1, max_length=MAX_LENGTH, evaluate=EVALUATE)
+        return done.formats["tensorflow"]
+
+    found = converted(paths)
+    assert found.max_abs_difference <= 1e-4 and found.metric == "bits_per_byte"
+    assert found.converted == pytest.approx(found.tuned, rel=1e-5)
+    assert found.continuation is not None and found.continuation.tokens > 30
+    assert found.continuation.same_rows + found.continuation.tied_rows == found.continuation.rows
+    again = paths.model_copy(update={"converted": tmp_path / "again"})
+    converted(again)
+    assert sha256_tree(again.converted) == sha256_tree(paths.converted)
