@@ -265,7 +265,9 @@ class _Parts:
         if standing != made_of:
             if standing is not None:
                 other = sorted(name.removesuffix("_sha256") for name in made_of if standing.get(name) != made_of[name])
-                _say(f"{output}: an earlier call was stopped; its {', '.join(other)} differ, so it starts over")
+                _say(
+                    f"{output}: starts over; an earlier call, which was stopped, had another {', another '.join(other)}"
+                )
             shutil.rmtree(self.folder, ignore_errors=True)
             write_json(state, made_of)
         while (self.folder / f"{self.count:06}").is_dir():

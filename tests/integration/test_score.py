@@ -136,7 +136,9 @@ def test_a_killed_call_is_gone_on_with_and_gives_the_same_bytes(scoring: Project
     write_rows(scoring.root / "new.csv", rows, "play")
     killed_after(0)
     write_rows(scoring.root / "new.csv", rows)
-    assert "its input differ" in killed_after(1)  # nothing of another input is taken over
+    assert "starts over; an earlier call, which was stopped, had another input" in killed_after(
+        1
+    )  # nothing of another input is taken over
     there = len(list(parts.glob("00000?")))
     assert 2 <= there < 6
     done = scoring.tunewright(*ask)
