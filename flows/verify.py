@@ -229,7 +229,11 @@ def _exported(found: Verified) -> None:
     for whose, told in (("exported", manifest["model_sha256"]), ("passed by the gate", manifest["passed"]["model"])):
         if told != model:
             found.mismatches.append(Mismatch(f"{tuned} ({whose})", f"SHA-256 {model}", told))
-    chain = manifest["chain"]
+    chain = manifest.get("chain")
+    if chain is None:  # of an earlier version
+        expected = "the chain back: `tunewright run` exports again"
+        found.mismatches.append(Mismatch(f"{export / MANIFEST} (exported)", "no chain", expected))
+        return
     for path, told in [(paths["tokens"], chain["tokens"]), *chain["reports"].items()]:
         if (sha256 := sha256_tree(Path(path)) if Path(path).exists() else "none") != told:
             found.mismatches.append(Mismatch(f"{path} (in the export's chain)", f"SHA-256 {sha256}", told))
