@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from tunewright.tokenizer import ModelTokenizer
 
-TOKENS_AT_ONCE = 4096
+TOKENS_AT_ONCE = 2048
 """Padded tokens that go through the model at once, with their gradients."""
 BLANKS = {"\n": "⏎", "\t": "⇥"}
 
@@ -102,7 +102,8 @@ class Explainer:
 
         gradients = LayerIntegratedGradients(self._values, self.embeddings)
         found: list[Attribution | None] = [None] * len(asked)
-        for batch in self._batches(asked, TOKENS_AT_ONCE // 4):
+        # Few rows of like length, all points of each in one pass: the least padding.
+        for batch in self._batches(asked, TOKENS_AT_ONCE // n_steps):
             ids, more = self._inputs([asked[row] for row in batch])
             held = torch.ones_like(ids, dtype=torch.bool)
             for at, row in enumerate(batch):
