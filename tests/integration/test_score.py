@@ -126,7 +126,7 @@ def test_a_killed_call_is_gone_on_with_and_gives_the_same_bytes(scoring: Project
             stderr=subprocess.PIPE,
             text=True,
         ) as process:
-            _wait_for((parts / f"{part:06}").is_dir)
+            _wait_for((parts / f"{part:06}").is_dir, 300)
             process.send_signal(signal.SIGKILL)
             _, told = process.communicate()
         assert process.returncode == -signal.SIGKILL
