@@ -110,6 +110,7 @@ def test_killed_in_any_way_of_training(trainings, folder, way, kills):
     assert again.report["stopped_early"] is (way == "stopping")
 
 
+@pytest.mark.heavy  # four trainings, each of which imports Opacus anew
 def test_a_private_training_starts_over_with_the_same_rows_and_noise(trainings, folder):
     private = {"noise_multiplier": 1.0, "target_delta": 1e-3, "max_grad_norm": 1.0, "accountant": "rdp"}
     chosen = {"max_grad_norm": 0.0, "differential_privacy": private, "max_steps": 12}
