@@ -1,9 +1,9 @@
 """ONNX with weights of eight bits, made by onnxruntime: `model.onnx`, or the two files of an encoder-decoder.
 
 Dynamic quantization: the weights of every matrix product and of the embeddings are rounded to 256 steps, its inputs
-while it runs; of an exported encoder each column of a matrix has its own. About a quarter of the size. It opens in
-onnxruntime wherever that runs, with any number of rows and tokens. It is made of the exported model.onnx; of a model
-that writes text, of the files that the format `onnx` writes, and is laid out as they are.
+while it runs; of an exported encoder each column of a matrix has steps of its own size. About a quarter of the size.
+It opens in onnxruntime wherever that runs, with any number of rows and tokens. It is made of the exported model.onnx;
+of a model that writes text, of the files that the format `onnx` writes, and is laid out as they are.
 
 Source: Jacob et al., Quantization and training of neural networks, CVPR 2018, section 2.1: r = S(q − Z).
 """
