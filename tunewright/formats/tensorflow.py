@@ -155,7 +155,10 @@ def _activation(act: str) -> Callable[[Any], Any]:
 
     if act in EXACT_GELU + TANH_GELU:
         return lambda x: tf.nn.gelu(x, approximate=act in TANH_GELU)
-    found: Callable[[Any], Any] = {"relu": tf.nn.relu, "silu": tf.nn.silu, "swish": tf.nn.silu, "tanh": tf.tanh}[act]
+    if act in ("silu", "swish"):
+        # tf.nn.silu has a gradient of its own, with which a model that was loaded can't be saved again.
+        return lambda x: x * tf.sigmoid(x)
+    found: Callable[[Any], Any] = {"relu": tf.nn.relu, "tanh": tf.tanh}[act]
     return found
 
 
