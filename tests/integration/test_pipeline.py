@@ -248,7 +248,7 @@ class TestPublished:
         assert told["code"]["stages/finetune.py"]["sha256"] == sha256_file(ran.root / "stages/finetune.py")
         assert "export" in told["stages"] and "convert" not in told["stages"]
         text = (published / "provenance.json").read_text(encoding="utf-8")
-        assert "secret" not in text and str(ran.root) not in text
+        assert ":secret@" not in text and str(ran.root) not in text
 
     def test_the_folder_is_the_export_with_the_card_that_knows_the_cost(self, ran, published):
         manifest = read_json(published / "MANIFEST.json")

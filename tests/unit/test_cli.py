@@ -26,6 +26,7 @@ def test_help_groups_the_commands_by_what_a_user_wants() -> None:
         "Your data",
         "Run the recipe",
         "Look before you run",
+        "Give it away",
         "Champion and challenger",
         "Schedules, and a page to watch runs",
     ]

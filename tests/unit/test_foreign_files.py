@@ -167,7 +167,7 @@ def test_what_git_or_the_hub_s_client_leaves_beside_a_model_does_no_harm(given: 
     (folder / ".cache/huggingface/config.json").write_text("{}")
     (folder / ".gitattributes").write_text("*.safetensors filter=lfs\n")
     (folder / "NOTICE.txt").write_text("read me\n")
-    (answer,) = Predictor(folder, params).answers(["A fine film."])
+    (answer,) = Predictor(folder, params).predict(["A fine film."])
     assert answer["predicted"] in ("negative", "positive")
 
 
