@@ -3,8 +3,9 @@
     python -m benchmarks.suites                     40 pairs of each suite, one sample
     python -m benchmarks.suites --max-sentences 200
 
-SmolLM2-135M-Instruct is asked all four (its package: requirements/smollm2.txt). MiniLM is an encoder whose package has
-no head for masked language modelling; so that nobody reads figures of random weights, it is only told.
+SmolLM2-135M-Instruct (its package: requirements/smollm2.txt) is asked those of recipes/dialogue.yaml. MiniLM is an
+encoder whose package has no head for masked language modelling; so that nobody reads figures of random weights, it is
+only told.
 """
 
 from __future__ import annotations
