@@ -449,13 +449,13 @@ def test_training_goes_on_in_tensorflow_as_in_pytorch(tiny_model, tmp_path):
     converted(paths, PARAMS.model_copy(update={"formats": ["tensorflow"]}))
     rows = read_tokens(paths.tokens / "test.arrow").drop_columns(["row_id"]).to_pylist()[:16]
     batch = {name: values.numpy() for name, values in TASK.collate(rows, 0).items()}
-    np.savez(tmp_path / "batch.npz", learning_rate=0.02, **batch)
+    np.savez(tmp_path / "batch.npz", learning_rate=0.006, **batch)
 
     model = open_tuned(TASK, tuned).eval()
     inputs = {name: torch.from_numpy(values) for name, values in batch.items()}
     loss = model(**inputs).loss
     loss.backward()
-    torch.optim.SGD(model.parameters(), lr=0.02).step()
+    torch.optim.SGD(model.parameters(), lr=0.006).step()
     inputs.pop("labels")
     with torch.inference_mode():
         expected = model(**inputs).logits.numpy()
