@@ -261,6 +261,7 @@ def test_a_tokenizer_that_makes_other_tokens_is_refused(done, tmp_path):
 def test_a_missing_environment_names_the_make_target(done, tmp_path, monkeypatch, name, target):
     paths, _ = done
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.prefix", str(tmp_path / ".venv"))  # beside ours they may well stand
     asked = PARAMS.model_copy(update={"formats": [name]})
     with pytest.raises(
         UserError, match=rf"needs the environment \.venv-{target}, and there is none\. Run `make {target}`"
