@@ -13,6 +13,7 @@ from tunewright.batches import sorted_batches
 from tunewright.classification import tokenized
 from tunewright.control import probabilities_of, read_control
 from tunewright.errors import UserError
+from tunewright.onnx_files import session
 from tunewright.params import Params
 from tunewright.sources import CONTROL
 from tunewright.stage import QUIET, SPIN
@@ -61,12 +62,8 @@ class OnnxModel:
         if not (folder / MODEL).is_file():
             raise UserError(f"{folder / MODEL}: not found. Set export.onnx: true, then `tunewright run`.")
 
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = params.num_threads
         try:
-            self._session = onnxruntime.InferenceSession(folder / MODEL, options, providers=["CPUExecutionProvider"])
+            self._session = session(folder / MODEL, params.num_threads)
         except Exception as error:  # ONNX Runtime's own errors derive from nothing narrower
             raise UserError(
                 f"{folder / MODEL}: can't be opened ({error}). Bring the model back: `dvc checkout`."

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from flows import graph
 from flows.git import git
 from flows.repair import LOCK_FILE
+from flows.scoring import MANIFEST
 from flows.verify import recorded
 from tunewright.files import read_json, sha256_file
 from tunewright.params import PARAMS_FILE, Params
@@ -51,7 +52,7 @@ def provenance(params: Params) -> dict[str, Any]:
     """
     stages = _behind(recorded(), params.path("export").as_posix())
     kept_back: list[str] = read_json(params.path("export") / "card.json").get("kept_back", [])
-    manifest = read_json(params.path("export") / "MANIFEST.json")
+    manifest = read_json(params.path("export") / MANIFEST)
     return {
         "commit": git("rev-parse", "HEAD"),
         "committed": git("show", "--no-patch", "--format=%cI", "HEAD"),

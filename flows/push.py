@@ -8,7 +8,6 @@ large files go up first and belong to no commit; then one commit names them all.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import sys
@@ -157,6 +156,7 @@ def _stale(api: HfApi, repo_id: str, head: str, pushed: set[str]) -> list[str]:
 def _check_arrived(api: HfApi, repo_id: str, commit: str, folder: Path, sha256: dict[str, str]) -> None:
     """Hold what the Hub says of its commit against the files here: a rule of the repository can leave files out."""
     from huggingface_hub.hf_api import RepoFile
+    from huggingface_hub.utils.sha import git_hash
 
     there = {
         entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id
@@ -164,17 +164,9 @@ def _check_arrived(api: HfApi, repo_id: str, commit: str, folder: Path, sha256: 
         if isinstance(entry, RepoFile)
     }
     for name, wanted in sha256.items():
-        if there.get(name) not in (wanted, _git_hash(folder / name)):
+        # What is large is told by its SHA-256; the rest, by the name that git gives its bytes.
+        if (found := there.get(name)) != wanted and found != git_hash((folder / name).read_bytes()):
             raise UserError(f"{repo_id}: the commit {commit} holds no {name} as it is here. Look at its .gitignore.")
-
-
-def _git_hash(file: Path) -> str:
-    """The name that git gives a file's bytes."""
-    digest = hashlib.sha1(b"blob %d\0" % file.stat().st_size, usedforsecurity=False)
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -316,8 +316,7 @@ def _check_own_tokenizer(runtime: Runtime, export: Path, tokens: pa.Table) -> in
         for text, expected in zip(texts, backend.encode_batch(texts), strict=True):
             found = runtime.tokens(text, parse_special)
             if found != expected.ids:
-                pairs = enumerate(zip(found, expected.ids, strict=False))
-                same = next((at for at, (one, other) in pairs if one != other), min(len(found), len(expected.ids)))
+                same = _same(found, expected.ids)
                 raise UserError(
                     f"convert: {runtime.name} makes other tokens of a text of test than tokenizer.json does: "
                     f"{found[same : same + 3]} in place of {expected.ids[same : same + 3]} behind {same} that are the "
@@ -379,21 +378,11 @@ def _with_decoder_inputs(model: Any, batches: list[Batch]) -> list[Batch]:
     """What an encoder-decoder's decoder reads, beside the labels that say which of it is no padding."""
     import torch
 
-    return [
-        (
-            {
-                **inputs,
-                **{
-                    name: values.numpy()
-                    for name, values in decoder_inputs(model, torch.from_numpy(inputs["labels"])).items()
-                },
-            }
-            if "labels" in inputs
-            else inputs,
-            expected,
-        )
-        for inputs, expected in batches
-    ]
+    found = []
+    for inputs, expected in batches:
+        more = decoder_inputs(model, torch.from_numpy(inputs["labels"])) if "labels" in inputs else {}
+        found.append((inputs | {name: values.numpy() for name, values in more.items()}, expected))
+    return found
 
 
 def _parity(runtime: Runtime, batches: list[Batch]) -> Parity:
@@ -477,8 +466,7 @@ def _continued(runtime: Runtime, model: Any, prompts: list[_Prompt], params: Con
     found = Continuation(rows=len(prompts), tokens=0, same_rows=0, same_tokens=0, tied_rows=0)
     for prompt in prompts:
         ours, theirs = runtime.continuation(prompt.inputs, prompt.max_new_tokens, prompt.ends), prompt.written
-        pairs = enumerate(zip(ours, theirs, strict=False))
-        same = next((at for at, (one, other) in pairs if one != other), min(len(ours), len(theirs)))
+        same = _same(ours, theirs)
         found.tokens += len(theirs)
         found.same_tokens += same
         if ours == theirs:
@@ -499,6 +487,12 @@ def _continued(runtime: Runtime, model: Any, prompts: list[_Prompt], params: Con
                 "out of convert.formats."
             )
     return found
+
+
+def _same(ours: list[int], theirs: list[int]) -> int:
+    """How many ids are the same before the first that differs, or before one of both ends."""
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    return next((at for at, (one, other) in pairs if one != other), min(len(ours), len(theirs)))
 
 
 def _lead(model: Any, prompt: _Prompt, same: int, best: int, other: int) -> float:

@@ -29,7 +29,7 @@ from tunewright.errors import UserError
 from tunewright.files import atomic_folder, read_json, sha256_file, sha256_tree, write_json
 from tunewright.gates import require_pass
 from tunewright.generation import GenerationParams, generation_config, model_ends
-from tunewright.onnx_export import save
+from tunewright.onnx_files import save
 from tunewright.params import Section
 from tunewright.parity import Form, Parity, compared_batches, outcome, spread_over_lengths, start, write_batches
 from tunewright.report import Report

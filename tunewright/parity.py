@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict
 from tunewright.batches import sorted_batches
 from tunewright.compute import ADAPTER, BASE_MODEL
 from tunewright.errors import UserError
+from tunewright.onnx_files import session
 from tunewright.task import TaskType
 
 if TYPE_CHECKING:
@@ -174,14 +175,10 @@ def _from_safetensors(folder: Path, num_threads: int) -> Callable[[dict[str, np.
 
 
 def _from_onnx(folder: Path, num_threads: int) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+    opened = session(folder / "model.onnx", num_threads)
 
     def logits_of(inputs: dict[str, np.ndarray]) -> np.ndarray:
-        logits: np.ndarray = session.run(["logits"], inputs)[0]
+        logits: np.ndarray = opened.run(["logits"], inputs)[0]
         return logits
 
     return logits_of

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunewright.errors import UserError
 from tunewright.formats import greedy, kind_of, settings
-from tunewright.onnx_export import save
+from tunewright.onnx_files import save, session
 
 if TYPE_CHECKING:
     import numpy as np
@@ -243,14 +243,6 @@ def _write_pair(model: Any, folder: Path) -> None:
     )
 
 
-def _session(path: Path, num_threads: int) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
 class _Decoder:
     """A file that gives logits: with keys and values of what was read before, or, of a classifier, without."""
 
@@ -293,8 +285,8 @@ class _Model:
 
     def __init__(self, folder: Path, num_threads: int) -> None:
         two = (folder / ENCODER_FILE).is_file()
-        self._encoder = _session(folder / ENCODER_FILE, num_threads) if two else None
-        self.decoder = _Decoder(_session(folder / (DECODER_FILE if two else FILE), num_threads))
+        self._encoder = session(folder / ENCODER_FILE, num_threads) if two else None
+        self.decoder = _Decoder(session(folder / (DECODER_FILE if two else FILE), num_threads))
 
     def beginning(self, inputs: Inputs) -> tuple[Inputs, np.ndarray]:
         """What the decoder is given beside ids, and the ids that it begins with."""

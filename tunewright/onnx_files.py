@@ -1,4 +1,4 @@
-"""How a PyTorch module becomes an ONNX file: the same bytes each time, and nothing of this machine in them."""
+"""ONNX files: written of a PyTorch module, the same bytes each time and nothing of this machine in them; and opened."""
 
 from __future__ import annotations
 
@@ -41,3 +41,12 @@ def save(
     # The exporter notes the source line of each node, with the absolute paths of this machine.
     ClearMetadataAndDocStringPass()(program.model)
     program.save(path)
+
+
+def session(path: Path, num_threads: int) -> Any:
+    """An ONNX file, open in onnxruntime on the processor."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
