@@ -41,11 +41,13 @@ def environment() -> dict[str, str]:
 def make_tiny_model(folder: Path, texts: list[str]) -> None:
     """A BERT of two layers with random weights (seeded) and a WordPiece tokenizer trained on `texts`."""
     import torch
-    from tokenizers import BertWordPieceTokenizer
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
-    trained = BertWordPieceTokenizer(lowercase=True)
-    trained.train_from_iterator(texts, vocab_size=1500, min_frequency=2, show_progress=False)
+    from tunewright.tokenizer_training import special_tokens, train
+
+    # Not by BertWordPieceTokenizer, which numbers its pieces anew in each process.
+    special = special_tokens("encoder", "wordpiece")
+    trained = train("wordpiece", lambda: texts, 1500, special, lowercase=True)
     folder.mkdir(parents=True, exist_ok=True)
     trained.save(str(folder / "tokenizer.json"))
     BertTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), model_max_length=128).save_pretrained(folder)
