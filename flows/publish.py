@@ -2,6 +2,7 @@
 
     published/
         …                the export's files as they are: safetensors, ONNX, tokenizer, control, …
+        params.yaml      what it was made by, so that it answers the same wherever it stands
         README.md        the model card, with the cost of compute joined in; DATA_SHEET.md, card.json, report.html
         provenance.json  the chain: export ← weights ← tokens ← prepared ← raw bytes; base model, params, pins, code
         sbom.cdx.json    the bill of materials, CycloneDX 1.6
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from flows.scoring import MANIFEST
 from flows.verify import verify
 from tunewright.errors import GateClosed, UserError
 from tunewright.files import atomic_folder, write_json, write_text
-from tunewright.params import load_params
+from tunewright.params import PARAMS_FILE, Params, load_params
 
 PUBLISHED = Path("published")
 SBOM = "sbom.cdx.json"
@@ -58,6 +60,7 @@ def publish(signing_key: Path | None) -> str:
         for name, text in pages.items():
             (folder / name).write_text(text, encoding="utf-8", newline="")
         (folder / MANIFEST).unlink()  # the export's own
+        write_params(folder / PARAMS_FILE, params, document["params"]["kept_back"])
         files = hashed(folder, listed(folder))["files"]
         write_json(folder / PROVENANCE, document)
         write_text(folder / SBOM, sbom(document, files, params))
@@ -90,6 +93,21 @@ def _refuse_others() -> None:
         raise UserError(
             f"{PUBLISHED}: stands there, and `tunewright publish` has not written it. Move it away, or remove it."
         )
+
+
+def write_params(path: Path, params: Params, kept_back: list[str]) -> None:
+    """params.yaml byte for byte; where something is kept back, all the rest of it without the comments."""
+    if not kept_back:
+        shutil.copyfile(PARAMS_FILE, path)
+        return
+    from ruamel.yaml import YAML
+
+    # The keys that can be kept back are numbers of the top level: a 0 keeps the file valid, and says nothing.
+    shown = params.model_dump(mode="json", exclude_unset=True) | dict.fromkeys(kept_back, 0)
+    text, yaml = StringIO(), YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.dump(shown, text)
+    write_text(path, f"# Kept back, with 0 in its place: {', '.join(kept_back)}.\n{text.getvalue()}")
 
 
 def _told(document: Mapping[str, Any], files: Mapping[str, Any], signing_key: Path | None) -> str:

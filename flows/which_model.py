@@ -43,9 +43,10 @@ def score_with(wish: Wish, revision: str | None) -> tuple[Scored, str]:
 def chosen(model: Path | None, revision: str | None) -> Iterator[Chosen]:
     """The model that answers, while the block lasts.
 
-    model: a folder, by the params of the working folder. revision: a branch, a tag, a commit or `champion`, whose
-    export and params are taken from DVC's cache or remote. Neither: the champion where there is one, else the export
-    that stands in the working folder, else that of HEAD, as in a fresh clone.
+    model: a folder, by the params that were published with it, where there are none by those of the working folder.
+    revision: a branch, a tag, a commit or `champion`, whose export and params are taken from DVC's cache or remote.
+    Neither: the champion where there is one, else the export that stands in the working folder, else that of HEAD, as
+    in a fresh clone.
 
     Raises
         UserError  for a revision that git does not know or whose export DVC can't find.
@@ -53,7 +54,8 @@ def chosen(model: Path | None, revision: str | None) -> Iterator[Chosen]:
     if model is not None:
         if revision is not None:
             raise UserError("--model and --revision: found both; expected one of them.")
-        yield Chosen(load_params(), model, str(model))
+        own = model / PARAMS_FILE
+        yield Chosen(load_params(own if own.is_file() else PARAMS_FILE), model, str(model))
         return
     found = registry.champion() if revision in (None, CHAMPION) and _has_history() else None
     if found is not None:

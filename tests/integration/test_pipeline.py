@@ -20,7 +20,6 @@ import pytest
 from flows.provenance import provenance
 from flows.publish import publish
 from flows.published import verify_published
-from flows.scoring import check_model
 from tests.conftest import REPOSITORY, Project
 from tests.integration.test_model_service import ask, served
 from tests.unit.test_signing import make_key
@@ -28,7 +27,6 @@ from tunewright.errors import GateClosed
 from tunewright.facts import resolve
 from tunewright.files import read_json, read_parquet, sha256_file, sha256_tree, write_json
 from tunewright.params import load_params
-from tunewright.task import load_task
 
 ORDER = [
     "fetch_data",
@@ -260,8 +258,17 @@ class TestPublished:
             assert (published / name).read_bytes() == (ran.root / "models/export" / name).read_bytes()
         assert "greenhouse gases" in (published / "README.md").read_text(encoding="utf-8")
         assert "Cost of compute" in (published / "report.html").read_text(encoding="utf-8")
-        params = load_params(ran.root / "params.yaml")
-        check_model(published, load_task(params.task), params)  # `--model published` takes it
+        assert (published / "params.yaml").read_bytes() == (ran.root / "params.yaml").read_bytes()
+
+    def test_it_answers_wherever_it_stands_as_in_the_project(self, ran, published, tmp_path):
+        texts = ("A fine film.", "  What a   bore!  ")
+        expected = ran.tunewright("predict", "--model", "models/export", *texts).stdout
+        alone = Project(tmp_path)
+        shutil.copytree(published, tmp_path / "received")
+        assert alone.tunewright("predict", "--model", "received", *texts).stdout == expected
+        # Nor do other params change it.
+        (tmp_path / "params.yaml").write_text("seed: many\n", encoding="utf-8")
+        assert alone.tunewright("predict", "--model", "received", *texts).stdout == expected
 
     def test_the_bill_of_materials_is_valid_and_names_what_the_model_is_made_of(self, published):
         from cyclonedx.schema import SchemaVersion

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from flows.provenance import _behind, _plain, hashed, remote
-from flows.publish import publish
+from flows.publish import publish, write_params
 from tunewright.errors import UserError
 from tunewright.files import sha256_file, sha256_tree, write_json
+from tunewright.params import load_params
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -101,3 +104,14 @@ def test_a_folder_that_publish_has_not_written_is_not_replaced(tmp_path, monkeyp
     with pytest.raises(UserError, match=r"^published: stands there"):
         publish(None)
     assert (tmp_path / "published/thesis.md").read_text() == "mine"
+
+
+def test_the_params_of_a_private_training_are_published_without_what_is_kept_back(tmp_path):
+    for source in (REPOSITORY / "params.yaml", *sorted((REPOSITORY / "recipes").glob("*.yaml"))):
+        params = load_params(source)
+        write_params(tmp_path / "params.yaml", params, ["seed"])
+        text = (tmp_path / "params.yaml").read_text(encoding="utf-8")
+        assert text.startswith("# Kept back, with 0 in its place: seed.\n")
+        found = load_params(tmp_path / "params.yaml")
+        assert found.seed == 0 != params.seed
+        assert found.model_dump(exclude={"seed"}) == params.model_dump(exclude={"seed"})
