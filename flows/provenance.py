@@ -23,6 +23,7 @@ from tunewright.files import read_json, sha256_file
 from tunewright.params import PARAMS_FILE, Params
 
 LINKS = {
+    "converted": "converted",
     "export": "export",
     "weights": "tuned_model",
     "tokens": "tokens",
@@ -34,7 +35,7 @@ LINKS = {
     "raw": "raw",
     "fetched_data": "hub_data",
 }
-"""Each link of the chain → its key of `paths`, from the export back."""
+"""Each link of the chain → its key of `paths`, from what is given away back."""
 CONSTRAINTS = Path("requirements/constraints.txt")
 CODE, PINS = ".py", "requirements/"
 OF_THE_BASE_MODEL = ("model_name_or_path", "model_revision", "license", "sha256")
@@ -50,7 +51,8 @@ def provenance(params: Params) -> dict[str, Any]:
     Raises
         UserError  where a stage has not run, or a report is missing.
     """
-    stages = _behind(recorded(), params.path("export").as_posix())
+    given = ["export", "converted"] if converted(params) else ["export"]
+    stages = _behind(recorded(), [params.path(key).as_posix() for key in given])
     kept_back: list[str] = read_json(params.path("export") / "card.json").get("kept_back", [])
     manifest = read_json(params.path("export") / MANIFEST)
     return {
@@ -77,10 +79,15 @@ def provenance(params: Params) -> dict[str, Any]:
     }
 
 
-def _behind(stages: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """The records of the stages that made a file or folder, directly or through others."""
+def converted(params: Params) -> list[str]:
+    """The names of the further forms of the export that the stage `convert` has made."""
+    return list(_report(params, "convert")["formats"])
+
+
+def _behind(stages: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
+    """The records of the stages that made these files and folders, directly or through others."""
     made_by = {out["path"]: stage for stage, record in stages.items() for out in record.get("outs", [])}
-    wanted, found = [path], set()
+    wanted, found = list(paths), set()
     while wanted:
         stage = made_by.get(wanted.pop())
         if stage is not None and stage not in found:

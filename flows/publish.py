@@ -2,6 +2,7 @@
 
     published/
         …                the export's files as they are: safetensors, ONNX, tokenizer, control, …
+        converted/       its further forms, where `convert.formats` names any: a folder each, with VERIFIED
         params.yaml      what it was made by, so that it answers the same wherever it stands
         README.md        the model card, with the cost of compute joined in; DATA_SHEET.md, card.json, report.html
         provenance.json  the chain: export ← weights ← tokens ← prepared ← raw bytes; base model, params, pins, code
@@ -24,9 +25,9 @@ from flows import card, signing
 from flows.comparing import revision
 from flows.git import git
 from flows.promotion import refuse_unfit
-from flows.provenance import hashed, in_words, provenance
+from flows.provenance import converted, hashed, in_words, provenance
 from flows.published import COMMON, PROVENANCE, listed
-from flows.sbom import sbom
+from flows.sbom import SBOM_FILE, sbom
 from flows.scoring import MANIFEST
 from flows.verify import verify
 from tunewright.errors import GateClosed, UserError
@@ -34,7 +35,7 @@ from tunewright.files import atomic_folder, write_json, write_text
 from tunewright.params import PARAMS_FILE, Params, load_params
 
 PUBLISHED = Path("published")
-SBOM = "sbom.cdx.json"
+CONVERTED = "converted"
 
 
 def publish(signing_key: Path | None) -> str:
@@ -60,11 +61,13 @@ def publish(signing_key: Path | None) -> str:
         for name, text in pages.items():
             (folder / name).write_text(text, encoding="utf-8", newline="")
         (folder / MANIFEST).unlink()  # the export's own
+        for name in converted(params):
+            shutil.copytree(params.path("converted") / name, folder / CONVERTED / name, copy_function=shutil.copyfile)
         write_params(folder / PARAMS_FILE, params, document["params"]["kept_back"])
         files = hashed(folder, listed(folder))["files"]
         write_json(folder / PROVENANCE, document)
-        write_text(folder / SBOM, sbom(document, files, params))
-        files |= hashed(folder, [PROVENANCE, SBOM])["files"]
+        write_text(folder / SBOM_FILE, sbom(document, files, params))
+        files |= hashed(folder, [PROVENANCE, SBOM_FILE])["files"]
         write_json(folder / MANIFEST, {"files": files, **{key: document[key] for key in COMMON}})
         if signer is not None:
             signing.sign(folder, PUBLISHED.name, signer)

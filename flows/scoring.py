@@ -19,7 +19,7 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -186,11 +186,9 @@ def check_model(folder: Path, task: TaskType, params: Params) -> None:
     Raises
         UserError  naming the file or the key.
     """
-    listed = read_json(folder / MANIFEST)["files"]
-    for name, file in listed.items():
-        path = folder / name
-        if not inside(name) or not path.is_file() or sha256_file(path) != file["sha256"]:
-            raise UserError(f"{path}: is missing or not as {MANIFEST} has it. Bring the model back: `dvc checkout`.")
+    listed = listed_files(folder)
+    for name in listed:
+        check_listed(folder, name, listed)
     if found := pickled(folder):
         raise UserError(
             f"{folder / found[0]}: can run code when it is opened, and no export holds such a file. Remove it."
@@ -213,6 +211,30 @@ def check_model(folder: Path, task: TaskType, params: Params) -> None:
         raise UserError(
             f"tokenize.max_length: found {params.value('tokenize.max_length')}; the model takes at most {longest}."
         )
+
+
+def listed_files(folder: Path) -> dict[str, Any]:
+    """What the manifest of a folder lists: name → {"sha256": …}.
+
+    Raises
+        UserError  where there is no manifest, or none of this form.
+    """
+    read = read_json(folder / MANIFEST)
+    files = read.get("files") if isinstance(read, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(file, dict) and "sha256" in file for file in files.values()):
+        raise UserError(f"{folder / MANIFEST}: lists no files with SHA-256. Expected an exported model's manifest.")
+    return files
+
+
+def check_listed(folder: Path, name: str, listed: Mapping[str, Any]) -> None:
+    """Hold one file against the manifest's list.
+
+    Raises
+        UserError  naming it.
+    """
+    path = folder / name
+    if not inside(name) or not path.is_file() or sha256_file(path) != listed[name]["sha256"]:
+        raise UserError(f"{path}: is missing or not as {MANIFEST} has it. Bring the model back: `dvc checkout`.")
 
 
 def _beside(folder: Path, listed: set[str]) -> str | None:

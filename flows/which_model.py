@@ -10,7 +10,8 @@ from pathlib import Path
 
 from flows import graph, registry
 from flows.git import git
-from flows.scoring import MANIFEST, Scored, Wish, score
+from flows.sbom import SBOM_FILE
+from flows.scoring import MANIFEST, Scored, Wish, check_listed, listed_files, score
 from tunewright.errors import UserError
 from tunewright.files import write_text
 from tunewright.params import PARAMS_FILE, Params, load_params
@@ -54,8 +55,7 @@ def chosen(model: Path | None, revision: str | None) -> Iterator[Chosen]:
     if model is not None:
         if revision is not None:
             raise UserError("--model and --revision: found both; expected one of them.")
-        own = model / PARAMS_FILE
-        yield Chosen(load_params(own if own.is_file() else PARAMS_FILE), model, str(model))
+        yield Chosen(_params_with(model), model, str(model))
         return
     found = registry.champion() if revision in (None, CHAMPION) and _has_history() else None
     if found is not None:
@@ -72,6 +72,25 @@ def chosen(model: Path | None, revision: str | None) -> Iterator[Chosen]:
     revision = revision or "HEAD"
     with _at(registry.commit_of(revision), f"that of {revision}") as by:
         yield by
+
+
+def _params_with(model: Path) -> Params:
+    """The params that were published with a model, if its manifest lists them; else those of the working folder.
+
+    Raises
+        UserError  where they are not those that the manifest lists, or are of another version of Tunewright.
+    """
+    listed = listed_files(model) if (model / MANIFEST).is_file() else {}
+    if PARAMS_FILE.name not in listed:
+        return load_params()
+    check_listed(model, PARAMS_FILE.name, listed)
+    try:
+        return load_params(model / PARAMS_FILE)
+    except UserError as error:
+        raise UserError(
+            f"{error}\nThe model was published by a Tunewright that takes these params; {SBOM_FILE} names its version. "
+            "Install that one."
+        ) from error
 
 
 @contextmanager

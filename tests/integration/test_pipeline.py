@@ -79,9 +79,10 @@ FROM_PREPARE = STAGES - {"fetch_data", "ingest", "validate", "choose_model", "fe
 
 
 def abstaining(folder: Path, model: Path) -> Project:
-    """A small project whose model answers six rows in ten."""
+    """A small project whose model answers six rows in ten, and has a form of eight bits."""
     project = Project.make(folder, model)
     project.edit(lambda params: params["control"].update(abstain={"min_coverage": 0.6}))
+    project.edit(lambda params: params["convert"].update(formats=["onnx_int8"], max_metric_loss=1.0))
     return project.commit()
 
 
@@ -140,6 +141,11 @@ def test_the_card_goes_with_the_export_and_a_change_of_the_cost_runs_nothing(ran
     assert sha256_tree(card) == before
     shutil.rmtree(ran.root / "shown")
     ran.run("git", "checkout", "--quiet", "params.yaml")
+
+
+def files_in(folder: Path) -> list[str]:
+    """The files at any depth, relative to the folder."""
+    return sorted(found.relative_to(folder).as_posix() for found in folder.rglob("*") if found.is_file())
 
 
 def flipped(content: bytes, at: int = -2) -> bytes:
@@ -223,6 +229,7 @@ class TestPublished:
         for link in chain.values():
             assert link["sha256"] == sha256_tree(ran.root / link["path"])
         assert {name: set(link["made_from"]) for name, link in chain.items()} == {
+            "converted": {"export", "tokens", "prepared"},
             "export": {"weights", "tokens"},
             "weights": {"tokens", "base_model"},
             "tokens": {"prepared", "base_model"},
@@ -244,15 +251,22 @@ class TestPublished:
         for path in ("requirements/train.txt", "requirements/constraints.txt"):
             assert told["pins"][path]["sha256"] == sha256_file(ran.root / path)
         assert told["code"]["stages/finetune.py"]["sha256"] == sha256_file(ran.root / "stages/finetune.py")
-        assert "export" in told["stages"] and "convert" not in told["stages"]
+        assert {"export", "convert"} < set(told["stages"])
         text = (published / "provenance.json").read_text(encoding="utf-8")
         assert ":secret@" not in text and str(ran.root) not in text
 
     def test_the_folder_is_the_export_with_the_card_that_knows_the_cost(self, ran, published):
         manifest = read_json(published / "MANIFEST.json")
-        there = {found.name for found in published.iterdir()}
+        there = set(files_in(published))
         assert there == {*manifest["files"], "MANIFEST.json", "model.sig"}
-        assert there > {found.name for found in (ran.root / "models/export").iterdir()}
+        assert there > set(files_in(ran.root / "models/export"))
+        form = "converted/onnx_int8"
+        assert {name for name in there if name.startswith("converted/")} == {
+            f"{form}/{name}" for name in files_in(ran.root / "models" / form)
+        }
+        for name in files_in(ran.root / "models" / form):
+            assert (published / form / name).read_bytes() == (ran.root / "models" / form / name).read_bytes()
+        assert read_json(published / form / "VERIFIED")["model_sha256"] == manifest["model_sha256"]
         assert manifest["chain"] == read_json(published / "provenance.json")["chain"]
         for name in ("model.safetensors", "model.onnx", "tokenizer.json", "config.json"):
             assert (published / name).read_bytes() == (ran.root / "models/export" / name).read_bytes()
@@ -266,9 +280,14 @@ class TestPublished:
         alone = Project(tmp_path)
         shutil.copytree(published, tmp_path / "received")
         assert alone.tunewright("predict", "--model", "received", *texts).stdout == expected
-        # Nor do other params change it.
+        # Nor do other params change it, and its own are taken only as they were published.
         (tmp_path / "params.yaml").write_text("seed: many\n", encoding="utf-8")
         assert alone.tunewright("predict", "--model", "received", *texts).stdout == expected
+        with (tmp_path / "received/params.yaml").open("a") as stream:
+            stream.write("# another\n")
+        refused = alone.tunewright("predict", "--model", "received", *texts, check=False)
+        assert refused.returncode == 2
+        assert "received/params.yaml: is missing or not as MANIFEST.json has it" in refused.stdout + refused.stderr
 
     def test_the_bill_of_materials_is_valid_and_names_what_the_model_is_made_of(self, published):
         from cyclonedx.schema import SchemaVersion
@@ -295,17 +314,18 @@ class TestPublished:
         assert transformers in needs["model"] and tokenizers in needs[transformers]
 
     def test_publishing_again_gives_the_same_bytes_and_another_signature(self, ran, published, keys, monkeypatch):
-        before = {found.name: found.read_bytes() for found in published.iterdir()}
+        before = {name: (published / name).read_bytes() for name in files_in(published)}
         monkeypatch.chdir(ran.root)
         publish(keys[0])
-        after = {found.name: found.read_bytes() for found in published.iterdir()}
+        after = {name: (published / name).read_bytes() for name in files_in(published)}
         assert before.pop("model.sig") != after.pop("model.sig")
         assert before == after
         assert verify_published(published, keys[1]).mismatches == []
 
     def test_verify_names_each_byte_that_was_changed(self, published, tmp_path):
-        names = [found.name for found in published.iterdir() if found.name not in ("MANIFEST.json", "model.sig")]
+        names = [name for name in files_in(published) if name not in ("MANIFEST.json", "model.sig")]
         assert {"README.md", "provenance.json", "sbom.cdx.json", "model.safetensors", "model.onnx"} < set(names)
+        assert {"params.yaml", "converted/onnx_int8/model.onnx"} < set(names)
         folder = tmp_path / "published"
         shutil.copytree(published, folder)
         for name in names:

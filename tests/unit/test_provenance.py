@@ -73,7 +73,8 @@ def test_only_the_stages_behind_the_export_are_told_of():
         "convert": {"deps": [{"path": "export"}], "outs": [{"path": "converted"}]},
         "watch": {"deps": [{"path": "rows"}], "outs": [{"path": "drift"}]},
     }
-    assert list(_behind(stages, "export")) == ["ingest", "train", "export"]
+    assert list(_behind(stages, ["export"])) == ["ingest", "train", "export"]
+    assert list(_behind(stages, ["export", "converted"])) == ["ingest", "train", "export", "convert"]
 
 
 def committed(folder: Path) -> None:

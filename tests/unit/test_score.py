@@ -66,10 +66,16 @@ def rows_of(path: str = "out/scores.parquet") -> list[dict[str, Any]]:
 
 def put_control(values: dict[str, Any]) -> None:
     """A control as the export has it, named in the manifest."""
-    control, manifest = Path("models/export/control.json"), Path("models/export/MANIFEST.json")
+    control = Path("models/export/control.json")
     write_json(control, values)
+    put_into_the_manifest(control)
+
+
+def put_into_the_manifest(file: Path) -> None:
+    """Name a file of the export as it stands."""
+    manifest = Path("models/export/MANIFEST.json")
     told = json.loads(manifest.read_text())
-    told["files"][control.name] = {"sha256": sha256_file(control), "size": control.stat().st_size}
+    told["files"][file.name] = {"sha256": sha256_file(file), "size": file.stat().st_size}
     write_json(manifest, told)
 
 
@@ -142,6 +148,33 @@ def test_the_exported_model_is_asked_in_python_as_in_a_file(project: Any, tiny_m
         load("models/export").predict(["A fine film.", "caf\udce9"])
     with pytest.raises(UserError, match=r"nowhere/MANIFEST\.json: not found"):
         load("nowhere")
+
+
+def test_a_model_answers_by_the_params_that_its_manifest_lists(project: Any, tiny_model: Path) -> None:
+    project(tiny_model)
+    text = "Dull &amp; long"
+    expected = load("models/export").predict([text])
+    own = Path("models/export/params.yaml")
+    params = YAML(typ="safe").load(Path("params.yaml"))
+    params["prepare"]["normalise"] = ["html_entities"]
+    YAML(typ="safe").dump(params, own)
+    assert load("models/export").predict([text]) == expected  # nobody has published these
+    put_into_the_manifest(own)
+    assert load("models/export").predict([text]) != expected
+    own.write_text("seed: 1\n")
+    with pytest.raises(UserError, match=r"models/export/params\.yaml: is missing or not as MANIFEST\.json has it"):
+        load("models/export")
+    put_into_the_manifest(own)
+    with pytest.raises(UserError, match=r"(?s)models/export/params\.yaml: 3\d faults.*sbom\.cdx\.json names its version"):
+        load("models/export")
+
+
+@pytest.mark.parametrize("manifest", [[], {}, {"files": ["config.json"]}, {"files": {"config.json": {"size": 1}}}])
+def test_a_manifest_that_lists_nothing_is_refused(project: Any, tiny_model: Path, manifest: Any) -> None:
+    project(tiny_model)
+    write_json(Path("models/export/MANIFEST.json"), manifest)
+    with pytest.raises(UserError, match=r"models/export/MANIFEST\.json: lists no files with SHA-256"):
+        load("models/export")
 
 
 def test_the_same_input_is_scored_once_and_any_other_anew(project: Any, tiny_model: Path) -> None:
