@@ -148,6 +148,7 @@ def _fairness(params: Params, states: Mapping[str, str]) -> Rows:
     for feature, found in _report(params, "audit_data").get("features", {}).items():
         for group, measured in found["groups"].items():
             against = measured["against_reference"] or {}
+            imbalance = (against.get("intervals") or {}).get("class_imbalance", (None, None))
             rows.append(
                 {
                     "feature": feature,
@@ -158,7 +159,11 @@ def _fairness(params: Params, states: Mapping[str, str]) -> Rows:
                     "low": _rounded(against.get("low")),
                     "high": _rounded(against.get("high")),
                     "disparate impact": _rounded(against.get("disparate_impact")),
+                    "impact low": _rounded(against.get("impact_low")),
+                    "impact high": _rounded(against.get("impact_high")),
                     "class imbalance": _rounded(against.get("class_imbalance")),
+                    "imbalance low": _rounded(imbalance[0]),
+                    "imbalance high": _rounded(imbalance[1]),
                     "verdict": against.get("verdict"),
                 }
             )

@@ -7,6 +7,9 @@ smclarify drops a label that one group lacks, which hides the worst bias.
 P_a, P_d: the label distributions of the reference group a and of the group d; q_a, q_d: their rates of the favourable
 label; n_a, n_d: their rows. Where groups overlap, as those of a text may, a and d here are the rows of each that are
 not in the other.
+
+Every measure has an interval: Wilson's for a rate, Newcombe's for a difference of two, the log-ratio's for DI, and for
+what has no formula a bootstrap within each group (`_resampled`).
 """
 
 from __future__ import annotations
@@ -21,7 +24,15 @@ from pydantic import BaseModel
 
 from tunewright.gates import Finding, Verdict
 from tunewright.groups import Attribute, Lexicon
-from tunewright.statistics import Estimate, log_ratio_interval, newcombe_interval, wilson_interval
+from tunewright.statistics import (
+    BOOTSTRAP_SAMPLES,
+    BOOTSTRAP_SEED,
+    WEIGHTS_AT_ONCE,
+    Estimate,
+    log_ratio_interval,
+    newcombe_interval,
+    wilson_interval,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +40,7 @@ if TYPE_CHECKING:
 
 
 WORST_FIRST = ("fail", "warn", "insufficient", "pass")
+CONDITIONAL = "conditional_demographic_disparity"
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,12 @@ class Comparison(BaseModel):
     of both groups; 0 where none is rejected or none accepted."""
     conditional_demographic_disparity: float | None = None
     """CDDL = Σ nᵢ · DDᵢ / n over the strata i; None without `audit_data.strata_column`."""
+    intervals: dict[str, tuple[float, float]] | None = None
+    """Of the other measures, by the name of the field. CI: Wilson's (1927) of the share p of a's rows, as 2p − 1. The
+    rest: the percentile bootstrap of `_resampled`, and the value itself where that lies outside. KL, JS, LP, TVD and KS
+    can't be below 0 and are the larger by chance, in the resamples once more: where two groups hardly differ their
+    intervals lie too high. Whether they differ at all is what the interval of DPL, or of a label's difference, tells.
+    """
     verdict: Verdict
 
 
@@ -228,73 +246,180 @@ def _compared(a: np.ndarray, d: np.ndarray, rows: Rows, limits: Any, level: floa
     (shares_a, size_a), (shares_d, size_d) = _shares(a, rows), _shares(d, rows)
     favourable = rows.names.index(limits.favourable_label)
     gaps = shares_a - shares_d
-    middle = (shares_a + shares_d) / 2
+    totals = float(rows.weights[a].sum()), float(rows.weights[d].sum())
+    strata = None if rows.strata is None else (_strata(a, rows, favourable), _strata(d, rows, favourable))
+    if strata is not None and not sum(side.weights.sum() for side in strata):
+        strata = None
+    measured = _distances(shares_a[None], shares_d[None], totals, favourable)
+    if strata is not None:
+        measured[CONDITIONAL] = _conditional(strata[0].accepted[None], strata[1].accepted[None], strata)
+    values = {name: float(value[0]) for name, value in measured.items()}
     found: dict[str, Any] = {}
     if min(n_a, n_d) >= limits.min_group_size:
         counts_a, counts_d = (
             [_count(share, size) for share in shares] for shares, size in ((shares_a, size_a), (shares_d, size_d))
         )
-        intervals = {
+        by_label = {
             name: newcombe_interval(counts_a[at], size_a, counts_d[at], size_d, level)
             for at, name in enumerate(rows.names)
         }
-        found["low"], found["high"] = intervals[limits.favourable_label]
-        found["intervals_by_label"] = intervals
+        found["low"], found["high"] = by_label[limits.favourable_label]
+        found["intervals_by_label"] = by_label
         impact = log_ratio_interval(counts_d[favourable], size_d, counts_a[favourable], size_a, level)
         found |= {"disparate_impact": impact.value, "impact_low": impact.low, "impact_high": impact.high}
-    if rows.strata is not None:
-        inside = (rows.strata >= 0) & (a | d)
-        n = float(rows.weights[inside].sum())
-        per_stratum = [
-            float(rows.weights[inside & (rows.strata == stratum)].sum())
-            * _disparity(a & (rows.strata == stratum), d & (rows.strata == stratum), rows, favourable)
-            for stratum in np.unique(rows.strata[inside])
-        ]
-        found["conditional_demographic_disparity"] = sum(per_stratum) / n if n else None
-    union = (shares_a > 0) | (shares_d > 0)
-    total_a, total_d = float(rows.weights[a].sum()), float(rows.weights[d].sum())
-    difference = float(gaps[favourable])
+        low, high = wilson_interval(n_a, n_a + n_d, level)
+        found["intervals"] = {"class_imbalance": (2 * low - 1, 2 * high - 1)}
+        if min(size_a, size_d) > 0:
+            sides = ((shares_a, size_a), (shares_d, size_d))
+            drawn = _resampled(sides, totals, strata, favourable)
+            tail = (1 - level) / 2
+            for name, resamples in drawn.items():
+                low, high = (float(end) for end in np.quantile(resamples, [tail, 1 - tail]))
+                found["intervals"][name] = min(low, values[name]), max(high, values[name])
     comparison = Comparison(
         rows=n_d,
         reference_rows=n_a,
         class_imbalance=(n_a - n_d) / (n_a + n_d) if n_a + n_d else 0.0,
-        difference_in_proportions=difference,
+        difference_in_proportions=float(gaps[favourable]),
         difference_by_label={name: float(gap) for name, gap in zip(rows.names, gaps, strict=True)},
-        kl_divergence=_kl(_smoothed(shares_a[union], total_a), _smoothed(shares_d[union], total_d)),
-        js_divergence=(_kl(shares_a, middle) + _kl(shares_d, middle)) / 2,
-        lp_norm=float(np.linalg.norm(gaps)),
-        total_variation=float(np.abs(gaps).sum() / 2),
-        kolmogorov_smirnov=float(np.abs(gaps).max()),
-        demographic_disparity=_disparity(a, d, rows, favourable),
         verdict="insufficient",
+        **values,
         **found,
     )
     verdicts = (difference_verdict(comparison, limits), impact_verdict(comparison, limits))
     return comparison.model_copy(update={"verdict": min(verdicts, key=WORST_FIRST.index)})
 
 
-def _smoothed(shares: np.ndarray, total: float) -> np.ndarray:
-    smoothed: np.ndarray = (shares * total + 0.5) / (total + 0.5 * len(shares))
-    return smoothed
+@dataclass(frozen=True)
+class _Strata:
+    """The rows of one group by stratum, (S,) each."""
+
+    weights: np.ndarray
+    """Their sums."""
+    accepted: np.ndarray
+    """The weighed share that has the favourable label; 0 in a stratum without a row."""
+    sizes: np.ndarray
+    """How many rows of equal weight say as much: (Σw)² / Σw²."""
 
 
-def _kl(p: np.ndarray, q: np.ndarray) -> float:
-    """Σ p ln(p / q) in nats; a term with p = 0 is 0."""
-    total: float = sum(x * math.log(x / y) for x, y in zip(p.tolist(), q.tolist(), strict=True) if x > 0)
-    return total
+def _strata(inside: np.ndarray, rows: Rows, favourable: int) -> _Strata:
+    import numpy as np
+
+    known: np.ndarray = rows.strata  # type: ignore[assignment]  # asked for only where there are some
+    count = int(known.max(initial=-1)) + 1
+    within = inside & (known >= 0)
+    of, weights = known[within], rows.weights[within]
+    total = np.bincount(of, weights=weights, minlength=count)
+    taken = np.bincount(of, weights=weights * (rows.labels[within] == favourable), minlength=count)
+    squares = np.bincount(of, weights=weights**2, minlength=count)
+    filled = total > 0
+    return _Strata(
+        weights=total,
+        accepted=np.divide(taken, total, out=np.zeros(count), where=filled),
+        sizes=np.divide(total**2, squares, out=np.zeros(count), where=filled),
+    )
 
 
-def _disparity(a: np.ndarray, d: np.ndarray, rows: Rows, favourable: int) -> float:
-    accepted = rows.labels == favourable
-    weight = {
-        (outcome, group): float(rows.weights[inside & (accepted if outcome else ~accepted)].sum())
-        for outcome in (True, False)
-        for group, inside in (("a", a), ("d", d))
+def _distances(p: np.ndarray, q: np.ndarray, totals: tuple[float, float], favourable: int) -> dict[str, np.ndarray]:
+    """The measures of two groups' label distributions, B of each: p of a and q of d (B, L).   totals: the sums of the
+    weights of a and of d."""
+    import numpy as np
+
+    gaps, middle = p - q, (p + q) / 2
+    either = (p > 0) | (q > 0)
+    halves = 0.5 * either
+    smoothed = [
+        np.divide(
+            shares * total + halves,
+            total + halves.sum(axis=1, keepdims=True),
+            out=np.zeros_like(shares),
+            where=either,
+        )
+        for shares, total in zip((p, q), totals, strict=True)
+    ]
+    taken = p[:, favourable] * totals[0], q[:, favourable] * totals[1]
+    return {
+        "kl_divergence": _kl(smoothed[0], smoothed[1]),
+        "js_divergence": (_kl(p, middle) + _kl(q, middle)) / 2,
+        "lp_norm": np.sqrt((gaps**2).sum(axis=1)),
+        "total_variation": np.abs(gaps).sum(axis=1) / 2,
+        "kolmogorov_smirnov": np.abs(gaps).max(axis=1),
+        "demographic_disparity": _disparity(taken[0], taken[1], totals[0] - taken[0], totals[1] - taken[1]),
     }
-    rejected, taken = (weight[outcome, "a"] + weight[outcome, "d"] for outcome in (False, True))
-    if not rejected or not taken:
-        return 0.0
-    return weight[False, "d"] / rejected - weight[True, "d"] / taken
+
+
+def _kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Σ p ln(p / q) in nats of each of B pairs (B, L); a term with p = 0 is 0, and q is 0 nowhere else."""
+    import numpy as np
+
+    inside = p > 0
+    found: np.ndarray = (p * np.log(np.where(inside, p, 1) / np.where(inside, q, 1))).sum(axis=1)
+    return found
+
+
+def _disparity(taken_a: np.ndarray, taken_d: np.ndarray, rejected_a: np.ndarray, rejected_d: np.ndarray) -> np.ndarray:
+    """DD from the weights of the accepted and of the rejected rows of both groups, arrays of one shape."""
+    import numpy as np
+
+    taken, rejected = taken_a + taken_d, rejected_a + rejected_d
+    both = (taken > 0) & (rejected > 0)
+    zeros = np.zeros_like(taken)
+    of_rejected = np.divide(rejected_d, rejected, out=zeros.copy(), where=both)
+    found: np.ndarray = of_rejected - np.divide(taken_d, taken, out=zeros, where=both)
+    return found
+
+
+def _conditional(accepted_a: np.ndarray, accepted_d: np.ndarray, strata: tuple[_Strata, _Strata]) -> np.ndarray:
+    """CDDL, B of it, from the share of each group that is accepted in each stratum (B, S)."""
+    a, d = strata
+    both = a.weights + d.weights
+    taken = accepted_a * a.weights, accepted_d * d.weights
+    disparities = _disparity(taken[0], taken[1], a.weights - taken[0], d.weights - taken[1])
+    found: np.ndarray = disparities @ both / both.sum()
+    return found
+
+
+def _resampled(
+    sides: tuple[tuple[np.ndarray, float], tuple[np.ndarray, float]],
+    totals: tuple[float, float],
+    strata: tuple[_Strata, _Strata] | None,
+    favourable: int,
+) -> dict[str, np.ndarray]:
+    """The measures of BOOTSTRAP_SAMPLES resamples, each group drawn by itself and with its number of rows: its labels
+    from a multinomial distribution, and for CDDL the accepted of each stratum from a binomial one.
+
+    One row more than there are is thought of, spread evenly over the labels (of two, the halves of DI and KL); of a
+    stratum, spread as the whole group is. So a group of two rows that agree is drawn with others too: from its own rows
+    alone it would look certain. Weighed rows are drawn as so many as they are worth (`_shares`).
+
+    sides: of a and of d the label distribution (L,) and its effective size > 0.
+
+    Sources: B. Efron, R. J. Tibshirani, An introduction to the bootstrap (1993), chapters 8 (several samples) and 13
+    (percentiles); the row more: W. Perks, Some observations on inverse probability (1947).
+    """
+    import numpy as np
+
+    random = np.random.default_rng(BOOTSTRAP_SEED)
+    drawn = []
+    for shares, size in sides:
+        count, labels = max(round(size), 1), len(shares)
+        likely = (shares * size + 1 / labels) / (size + 1)
+        drawn.append(random.multinomial(count, likely / likely.sum(), size=BOOTSTRAP_SAMPLES) / count)
+    found = _distances(drawn[0], drawn[1], totals, favourable)
+    if strata is not None:
+        whole = [(shares[favourable] * size + 1 / len(shares)) / (size + 1) for shares, size in sides]
+        pieces = []
+        at_once = max(1, WEIGHTS_AT_ONCE // max(1, len(strata[0].sizes)))
+        for first in range(0, BOOTSTRAP_SAMPLES, at_once):
+            accepted = []
+            for side, share in zip(strata, whole, strict=True):
+                counts = np.maximum(np.rint(side.sizes), 1).astype(np.int64)
+                likely = (side.accepted * side.sizes + share) / (side.sizes + 1)
+                shape = min(at_once, BOOTSTRAP_SAMPLES - first), len(counts)
+                accepted.append(random.binomial(counts, likely, size=shape) / counts)
+            pieces.append(_conditional(accepted[0], accepted[1], strata))
+        found[CONDITIONAL] = np.concatenate(pieces)
+    return found
 
 
 def difference_verdict(found: Comparison, limits: Any) -> Verdict:

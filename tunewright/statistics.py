@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 # Weights held at once: 8 bytes each, so 64 MB however many rows a data set has.
 WEIGHTS_AT_ONCE = 2**23
 
+BOOTSTRAP_SAMPLES, BOOTSTRAP_SEED = 2000, 0
+"""Of a bootstrap whose stage has no params for it: their place is where a figure is judged by its interval."""
+
 
 class Estimate(BaseModel):
     """A value and its interval."""

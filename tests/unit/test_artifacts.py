@@ -53,6 +53,7 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
                 "high": None,
                 "disparate_impact": None,
                 "class_imbalance": 1 / 3,
+                "intervals": {"class_imbalance": [0.25, 0.5]},
                 "verdict": "insufficient",
             },
         },
@@ -82,6 +83,7 @@ def test_the_fairness_of_the_data_is_that_of_its_groups(params: Params) -> None:
     assert (first["group"], first["reference"], first["difference in proportions"]) == ("A", True, None)
     assert (second["group"], second["rows"], second["class imbalance"]) == ("B", 3, 0.3333)
     assert (second["low"], second["verdict"]) == (None, "insufficient")
+    assert (first["imbalance low"], second["imbalance low"], second["imbalance high"]) == (None, 0.25, 0.5)
 
 
 def test_the_summary_says_first_what_came_of_it(params: Params) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,9 +16,10 @@ from pydantic import ValidationError
 
 from benchmarks import planted
 from stages.audit_data import AuditDataParams, AuditDataPaths, AuditDataReport, run
-from tunewright.data_bias import Comparison
+from tunewright.data_bias import CONDITIONAL, Comparison, Rows, measure
 from tunewright.errors import GateClosed, UserError
 from tunewright.gates import open_gate
+from tunewright.groups import Attribute
 from tunewright.task_types import multi_label_classification as multi_label
 from tunewright.task_types.text_classification import Task, TaskParams
 
@@ -333,6 +337,129 @@ def test_every_measure_by_hand(tmp_path: Path) -> None:
     assert found.intervals_by_label["pos"] == (found.low, found.high)
     # 80 rows of d: never gated.
     assert (judged(report), judged(report, "min_disparate_impact"), found.verdict) == (["warn"], ["warn"], "warn")
+
+
+def two_groups(a: Counter[tuple[str, str]], d: Counter[tuple[str, str]], **changes: Any) -> Comparison:
+    """The comparison of d with a.   a, d: (label, stratum) → rows."""
+    names, strata = (sorted({cell[at] for cell in (*a, *d)}) for at in (0, 1))
+    cells = [*a.elements(), *d.elements()]
+    rows = Rows(
+        names=names,
+        labels=np.array([names.index(label) for label, _ in cells]),
+        characters=np.ones(len(cells)),
+        weights=np.ones(len(cells)),
+        strata=np.array([strata.index(stratum) for _, stratum in cells]),
+        gaps={},
+    )
+    of_a = np.arange(len(cells)) < a.total()
+    feature = Attribute("who", {"a": of_a, "d": ~of_a}, 0, "a")
+    found = measure(feature, rows, AuditDataParams.model_validate(BASE | changes)).groups["d"].against_reference
+    assert found is not None
+    return found
+
+
+def test_every_other_interval_is_that_of_resampled_rows() -> None:
+    """Against rows drawn one by one within each group, and the formulas written out anew; CI against Wilson's."""
+    a = Counter({("pos", "x"): 80, ("pos", "y"): 160, ("neg", "x"): 120, ("neg", "y"): 40, ("odd", "x"): 80})
+    d = Counter({("pos", "x"): 20, ("pos", "y"): 60, ("neg", "x"): 180, ("neg", "y"): 60, ("odd", "x"): 20})
+    found = two_groups(a, d, reference_groups={"who": "a"})
+    # Of 820 rows 480 are a's: p = 24/41, and z of 95% = 1.959963984540054.
+    p, z, n = 480 / 820, 1.959963984540054, 820
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    ends = tuple(2 * (p + z * z / (2 * n) + sign * half) / (1 + z * z / n) - 1 for sign in (-1, 1))
+    assert found.intervals is not None
+    assert found.intervals["class_imbalance"] == pytest.approx(ends, abs=1e-9)
+
+    def measures(a: Counter[tuple[str, str]], d: Counter[tuple[str, str]]) -> dict[str, float]:
+        def shares(rows: Counter[tuple[str, str]], more: float) -> list[float]:
+            counts = [sum(rows[label, stratum] for stratum in "xy") + more for label in ("pos", "neg", "odd")]
+            return [count / sum(counts) for count in counts]
+
+        def disparity(stratum: str) -> float:
+            of_d = [sum(d[label, at] for label in labels for at in stratum) for labels in (["neg", "odd"], ["pos"])]
+            of_a = [sum(a[label, at] for label in labels for at in stratum) for labels in (["neg", "odd"], ["pos"])]
+            return of_d[0] / (of_d[0] + of_a[0]) - of_d[1] / (of_d[1] + of_a[1])
+
+        def divergence(first: list[float], second: list[float]) -> float:
+            return sum(x * math.log(x / y) for x, y in zip(first, second, strict=True) if x)
+
+        rates, others = shares(a, 0), shares(d, 0)
+        gaps = [abs(x - y) for x, y in zip(rates, others, strict=True)]
+        middle = [(x + y) / 2 for x, y in zip(rates, others, strict=True)]
+        sizes = {stratum: sum(rows[cell] for rows in (a, d) for cell in rows if cell[1] == stratum) for stratum in "xy"}
+        return {
+            "kl_divergence": divergence(shares(a, 0.5), shares(d, 0.5)),
+            "js_divergence": (divergence(rates, middle) + divergence(others, middle)) / 2,
+            "lp_norm": math.hypot(*gaps),
+            "total_variation": sum(gaps) / 2,
+            "kolmogorov_smirnov": max(gaps),
+            "demographic_disparity": disparity("xy"),
+            "conditional_demographic_disparity": sum(sizes[at] * disparity(at) for at in "xy") / sum(sizes.values()),
+        }
+
+    rng = random.Random(0)
+    resampled = [
+        measures(*(Counter(rng.choices(list(rows), weights=list(rows.values()), k=rows.total())) for rows in (a, d)))
+        for _ in range(1500)
+    ]
+    values = measures(a, d)
+    assert set(found.intervals) == {"class_imbalance", *values}
+    for name, value in values.items():
+        assert getattr(found, name) == pytest.approx(value, abs=1e-9)
+        low, high = np.quantile([one[name] for one in resampled], [0.025, 0.975])
+        ours = found.intervals[name]
+        assert ours[0] < value < ours[1]
+        assert ours == pytest.approx((low, high), abs=0.12 * (high - low)), name
+
+
+def test_the_intervals_hold_the_truth_as_often_as_they_say() -> None:
+    """300 samples of known distributions: 95% intervals miss 15 of them; 30 would be four standard errors more."""
+    of_a, of_d = np.array([0.5, 0.3, 0.2]), np.array([0.25, 0.6, 0.15])
+    truth = {
+        "kl_divergence": float((of_a * np.log(of_a / of_d)).sum()),
+        "lp_norm": math.sqrt(0.25**2 + 0.3**2 + 0.05**2),
+        "total_variation": (0.25 + 0.3 + 0.05) / 2,
+        "kolmogorov_smirnov": 0.3,
+        "class_imbalance": 1 / 3,
+    }
+    random = np.random.default_rng(1)
+    missed: Counter[str] = Counter()
+    for _ in range(300):
+        n_a = int(random.binomial(300, 2 / 3))
+        a, d = (
+            Counter({(name, ""): int(count) for name, count in zip(("pos", "neg", "odd"), drawn, strict=True)})
+            for drawn in (random.multinomial(n_a, of_a), random.multinomial(300 - n_a, of_d))
+        )
+        intervals = two_groups(a, d).intervals
+        assert intervals is not None
+        missed.update(name for name, value in truth.items() if not intervals[name][0] <= value <= intervals[name][1])
+    assert set(missed) == set(truth)
+    assert max(missed.values()) <= 30
+
+
+def test_two_rows_that_agree_are_not_certain() -> None:
+    """Resamples of both rows alone would all be alike."""
+    a, d = Counter({("pos", "x"): 150, ("neg", "x"): 50}), Counter({("pos", "x"): 2})
+    few = two_groups(a, d, min_group_size=2).intervals
+    many = two_groups(a, Counter({("pos", "x"): 150, ("neg", "x"): 50}), min_group_size=2).intervals
+    assert few is not None and many is not None
+    for name in ("total_variation", "kolmogorov_smirnov", "js_divergence", "kl_divergence"):
+        assert few[name][1] - few[name][0] > 3 * (many[name][1] - many[name][0])
+    assert few["total_variation"][1] - few["total_variation"][0] > 0.5
+    # With both rejected they would be 2 of 52 rejected and none of 150 accepted, with one 1 of 51 and 1 of 151.
+    for name in ("demographic_disparity", CONDITIONAL):
+        assert few[name] == pytest.approx((-2 / 152, 2 / 52 - 0 / 150), abs=0.006)
+    assert two_groups(a, d).intervals is None  # of fewer rows than min_group_size nothing is told
+
+
+def test_the_intervals_are_bonferroni_s_and_the_same_each_time(tmp_path: Path) -> None:
+    rows: Counts = {"a": {"neg": 80, "pos": 120}, "d": {"neg": 70, "pos": 30}}
+    alone, again = (against(audit(tmp_path, rows), "d").intervals for _ in range(2))
+    beside = against(audit(tmp_path, rows | {"e": {"neg": 55, "pos": 45}}), "d").intervals
+    assert alone is not None and beside is not None
+    assert alone == again
+    for name, (low, high) in alone.items():
+        assert beside[name][0] < low and high < beside[name][1]
 
 
 def test_a_stratum_without_a_rejected_or_an_accepted_row_has_no_disparity(tmp_path: Path) -> None:

@@ -240,3 +240,10 @@ def test_the_page_shows_the_groups_the_mitigation_and_the_policy(tmp_path: Path)
     assert "text.gender mended by reweigh" in page
     assert "0.500 <span" in page and "demographic parity difference" in page
     assert ">she</th>" in page  # among the identity terms
+    # Every measure of a group stands there with its interval: DPL, DI and the seven that are measured without strata.
+    row = next(line for line in page.splitlines() if "&lt;b&gt;women&lt;/b&gt;" in line and "<td>fail</td>" in line)
+    assert row.count('<span class="quiet">[') == 9
+    women = audited.features["who"].groups["<b>women</b>"].against_reference
+    assert women is not None and women.intervals is not None
+    low, high = (f"{end:.3f}".replace("-", "−") for end in women.intervals["total_variation"])
+    assert f'0.500 <span class="quiet">[{low}, {high}]</span>' in row
