@@ -165,7 +165,9 @@ def test_a_model_answers_by_the_params_that_its_manifest_lists(project: Any, tin
     with pytest.raises(UserError, match=r"models/export/params\.yaml: is missing or not as MANIFEST\.json has it"):
         load("models/export")
     put_into_the_manifest(own)
-    with pytest.raises(UserError, match=r"(?s)models/export/params\.yaml: 3\d faults.*sbom\.cdx\.json names its version"):
+    with pytest.raises(
+        UserError, match=r"(?s)models/export/params\.yaml: 3\d faults.*sbom\.cdx\.json names its version"
+    ):
         load("models/export")
 
 
