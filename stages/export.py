@@ -9,7 +9,8 @@ Reads   paths.tuned_model   the model to export
 Writes  paths.export        what plain Transformers opens, model.onnx, README.md, DATA_SHEET.md, card.json,
                             control.json, whose figures stand in config.json too, and MANIFEST.json: SHA-256 and
                             size of each file, and the chain back so far as it is seen here; for a model
-                            that writes text a generation_config.json as it was evaluated
+                            that writes text a generation_config.json as it was evaluated, with
+                            its stop strings where they stop nobody from writing
 Report  paths.reports/export.json: the files, and how far each form's logits are from the tuned model's
 """
 
@@ -28,7 +29,7 @@ from tunewright.control import CONTROL_FILE, Control, has_probabilities, read_co
 from tunewright.errors import UserError
 from tunewright.files import atomic_folder, read_json, sha256_file, sha256_tree, write_json
 from tunewright.gates import require_pass
-from tunewright.generation import GenerationParams, generation_config, model_ends
+from tunewright.generation import GenerationParams, exported_config
 from tunewright.onnx_files import save
 from tunewright.params import Section
 from tunewright.parity import Form, Parity, compared_batches, outcome, spread_over_lengths, start, write_batches
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
 
 ONNX_KINDS = ("ForSequenceClassification", "ForTokenClassification", "ForMaskedLM")
 """How the classes of Transformers end that one pass turns from token ids into logits."""
-OF_THE_MODEL = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
-"""What a model's own generation config says of how its texts begin and end."""
 MANIFEST = "MANIFEST.json"
 OF_THE_ORIGIN = re.compile(
     r"(fetch|init)_model\.(model_name_or_path|model_revision|license|sha256)|ingest\.sources\.\d+\.(name|license|sha256)"
@@ -183,9 +182,8 @@ def _write_generation_config(model: Any, task: TaskType, generation: GenerationP
     from transformers import GenerationConfig
 
     tokenizer = open_tokenizer(folder)
-    settings = generation_config(generation, tokenizer, model_ends(model), task.end_of_answer(tokenizer))
-    own = {name: getattr(model.generation_config, name) for name in OF_THE_MODEL}
-    GenerationConfig(**{**own, **settings}).save_pretrained(folder)
+    settings = exported_config(generation, tokenizer, model, task.end_of_answer(tokenizer))
+    GenerationConfig(**settings).save_pretrained(folder)
 
 
 def _check_has_onnx(model: Any) -> None:

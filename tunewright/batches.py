@@ -32,7 +32,7 @@ def _cut(
     batches = []
     start = 0
     while start < len(order):
-        rows = batch_size if max_tokens is None else max(1, max_tokens // lengths[order[start]])
+        rows = batch_size if max_tokens is None else max(1, max_tokens // max(1, lengths[order[start]]))
         batches.append(order[start : start + rows * processes])
         start += rows * processes
     return batches

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, model_validator
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
 Words = list[Annotated[str, Field(min_length=1)]]
 SAMPLING = ("temperature", "top_p", "top_k")
+OF_THE_MODEL = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
+"""What a model's own generation config says of how its texts begin and end."""
+STOP_SEQUENCES = "stop_sequences"
+"""Where generation_config.json holds the stop strings. Under Transformers' own name, `stop_strings`, `generate` refuses
+to write anything for whoever does not hand it the tokenizer, as `pipeline` does not."""
 
 
 class GenerationParams(Section):
@@ -85,7 +91,7 @@ def write(
     model.eval()
     try:
         if params.choices:
-            return _chosen(model, tokenizer, prompts, params.choices, how.batch_size, end)
+            return _chosen(model, tokenizer, prompts, params.choices, how, end)
         return _written(model, tokenizer, prompts, params, how, end)
     finally:
         model.train(training)
@@ -94,7 +100,7 @@ def write(
 def generation_config(
     params: GenerationParams, tokenizer: ModelTokenizer, model_ends: Sequence[int] = (), end: str = ""
 ) -> dict[str, Any]:
-    """The settings as `generation_config.json` holds them.
+    """The settings in the words of Transformers' GenerationConfig.
 
     model_ends: the ids that the model's own config ends a text with.   end: see `write`.
     """
@@ -112,6 +118,20 @@ def generation_config(
     if params.do_sample:
         found |= {key: getattr(params, key) for key in SAMPLING}
     return {key: value for key, value in found.items() if value is not None}
+
+
+def exported_config(params: GenerationParams, tokenizer: ModelTokenizer, model: Any, end: str = "") -> dict[str, Any]:
+    """All of `generation_config.json`: what `generate` then does without being told, and under STOP_SEQUENCES the
+    strings that it must be handed to stop at them.   end: see `write`."""
+    found = generation_config(params, tokenizer, model_ends(model), end)
+    stops = found.pop("stop_strings", None)
+    return {**_own(model), **found, **({STOP_SEQUENCES: stops} if stops else {})}
+
+
+def _own(model: Any) -> dict[str, Any]:
+    config = getattr(model, "generation_config", None)
+    found = {name: getattr(config, name, None) for name in OF_THE_MODEL}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def model_ends(model: Any) -> list[int]:
@@ -178,19 +198,20 @@ def _written(
     # Sampling is a greedy search once noise is on the scores, see `_noise`.
     for key in SAMPLING:
         settings.pop(key, None)
-    config = GenerationConfig(**{**settings, "do_sample": False})
+    config = GenerationConfig(**{**_own(model), **settings, "do_sample": False})
     ends = set(settings.get("eos_token_id", []))
     seeds = _seeds(sources, how.seed)
     # PEFT's virtual tokens stand before the padding: such a row is computed alone.
-    size = 1 if _virtual_tokens(model) else how.batch_size
+    size, budget = (1, None) if _virtual_tokens(model) else (how.batch_size, how.max_tokens)
+    after = 0 if two_sided else params.max_new_tokens
     texts = [""] * len(sources)
-    for batch in sorted_batches([len(ids) for ids in sources], size):
+    for batch in sorted_batches([len(ids) + after for ids in sources], size, budget):
         rows = [sources[row] for row in batch]
         ids = padded(rows, tokenizer.pad_token_id, left=not two_sided).to(model.device)
         mask = padded([[1] * len(row) for row in rows], 0, left=not two_sided).to(model.device)
         before = 1 if two_sided else ids.shape[1]
         stop = _stopping(tokenizer, stops, before, len(batch))
-        with torch.inference_mode():
+        with torch.inference_mode(), _without_defaults(model, config):
             found = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -205,6 +226,17 @@ def _written(
             first = next((place for place, token in enumerate(new) if token in ends), len(new))
             texts[row] = _before(tokenizer.backend.decode(new[:first], skip_special_tokens=True), stops)
     return texts
+
+
+@contextmanager
+def _without_defaults(model: Any, config: Any) -> Iterator[None]:
+    """From the model's own file Transformers fills in whatever these settings leave open: stop strings, for which it
+    would want its own tokenizer, and rules such as no_repeat_ngram_size, which no export carries."""
+    before, model.generation_config = model.generation_config, config
+    try:
+        yield
+    finally:
+        model.generation_config = before
 
 
 def _before(text: str, stops: Sequence[str]) -> str:
@@ -295,7 +327,7 @@ def _chosen(
     tokenizer: ModelTokenizer,
     sources: Sequence[list[int]],
     choices: Sequence[str],
-    batch_size: int,
+    how: Predicting,
     end: str,
 ) -> list[str]:
     """The choice that the model holds for the likeliest whole answer, its end counted; of equals the first."""
@@ -315,11 +347,13 @@ def _chosen(
             )
     pairs = [(source, answer) for source in sources for answer in encoded]
     if two_sided:
-        costs = _answer_costs(model, pairs, batch_size, tokenizer.pad_token_id)
+        costs = _answer_costs(model, pairs, how, tokenizer.pad_token_id)
     else:
         ids = [source + answer for source, answer in pairs]
         labels = [[IGNORED] * len(source) + answer for source, answer in pairs]
-        costs = negative_log_likelihoods(model, ids, labels, batch_size, tokenizer.pad_token_id).tolist()
+        costs = negative_log_likelihoods(
+            model, ids, labels, how.batch_size, tokenizer.pad_token_id, how.max_tokens
+        ).tolist()
     count = len(choices)
     of_source = [costs[start : start + count] for start in range(0, len(costs), count)]
     return [choices[min(range(count), key=row.__getitem__)] for row in of_source]
@@ -334,7 +368,7 @@ def _label(ids: list[int], model: Any) -> list[int]:
 
 
 def _answer_costs(
-    model: Any, pairs: list[tuple[list[int], list[int]]], batch_size: int, pad_token_id: int
+    model: Any, pairs: list[tuple[list[int], list[int]]], how: Predicting, pad_token_id: int
 ) -> list[float]:
     """−ln p of each answer by an encoder-decoder, in nats."""
     import torch
@@ -342,7 +376,8 @@ def _answer_costs(
     costs = [0.0] * len(pairs)
     longest = [max(len(source), len(answer)) for source, answer in pairs]
     with torch.inference_mode():
-        for batch in token_batches(longest, batch_size, model.config.get_text_config(decoder=True).vocab_size):
+        vocabulary = model.config.get_text_config(decoder=True).vocab_size
+        for batch in token_batches(longest, how.batch_size, vocabulary, how.max_tokens):
             sources, answers = [pairs[row][0] for row in batch], [pairs[row][1] for row in batch]
             labels = padded(answers, IGNORED).to(model.device)
             logits = model(

@@ -601,7 +601,9 @@ def loading(task: TaskType) -> str:
             "",
             'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
             'model = AutoModelForSeq2SeqLM.from_pretrained("FOLDER")',
-            'written = model.generate(**tokenizer("A text.", return_tensors="pt"))',
+            'ends = getattr(model.generation_config, "stop_sequences", None)',
+            'read = tokenizer("A text.", return_tensors="pt")',
+            "written = model.generate(**read, stop_strings=ends, tokenizer=tokenizer)",
             "print(tokenizer.decode(written[0], skip_special_tokens=True))",
         ]
     else:
@@ -609,7 +611,14 @@ def loading(task: TaskType) -> str:
             "from transformers import pipeline",
             "",
             f'ask = pipeline("{task.pipeline_tag}", "FOLDER")',
-            'print(ask("A text."))',
+            *(
+                [
+                    'ends = getattr(ask.model.generation_config, "stop_sequences", None)',
+                    'print(ask("A text.", stop_sequence=ends))',
+                ]
+                if task.generates
+                else ['print(ask("A text."))']
+            ),
         ]
     return "\n".join(["```python", *lines, "```", "", "FOLDER is the folder that this file stands in."])
 

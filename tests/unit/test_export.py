@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -11,14 +14,17 @@ from typing import ClassVar
 
 import pytest
 
-from stages.export import ExportParams, ExportPaths, _check, run
+from stages.export import ExportParams, ExportPaths, _check, _write_generation_config, run
 from tunewright.control import Control
 from tunewright.errors import GateClosed, UserError
 from tunewright.files import sha256_file, sha256_tree, write_json
-from tunewright.generation import GenerationParams
+from tunewright.generation import GenerationParams, write
+from tunewright.model_card import loading
 from tunewright.parity import compare, compared_part, write_batches
-from tunewright.task import TaskType
+from tunewright.task import Predicting, TaskType
+from tunewright.task_types import chat, seq2seq_lm
 from tunewright.task_types.text_classification import Task, TaskParams
+from tunewright.tokenizer import open_tokenizer
 
 CARD = ("README.md", "DATA_SHEET.md", "card.json")
 FACTS = {
@@ -284,6 +290,77 @@ def test_a_model_that_writes_is_compared_by_its_decoder_and_keeps_how_it_writes(
     written = json.loads((paths.export / "generation_config.json").read_text())
     assert (written["max_new_tokens"], written["num_beams"], written["eos_token_id"]) == (7, 3, [1])
     assert [7] in written["bad_words_ids"]  # as its tokenizer has it
+
+
+def louder(folder: Path, target: Path, kind: str) -> Path:
+    """The model with larger weights: a random one of the usual scale says the same thing over and over."""
+    import torch
+    import transformers
+
+    shutil.copytree(folder, target)
+    model = getattr(transformers, kind).from_pretrained(folder)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.add_(torch.randn_like(weights) * 0.3)
+    model.save_pretrained(target)
+    return target
+
+
+def of_the_card(task: TaskType, folder: Path) -> str:
+    """What the card's snippet prints, run as it stands."""
+    code = loading(task).removeprefix("```python\n").partition("\n```")[0].replace('"FOLDER"', repr(str(folder)))
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(code, {})  # noqa: S102 - our own lines
+    return printed.getvalue()
+
+
+@pytest.mark.parametrize("said_by", ["nobody", "params", "template", "params of an encoder-decoder"])
+def test_the_snippet_of_the_card_stops_where_the_evaluation_did(said_by, tiny_decoder, tiny_encoder_decoder, tmp_path):
+    two_sided = said_by.endswith("encoder-decoder")
+    base, kind = (tiny_decoder, "AutoModelForCausalLM")
+    task: TaskType = chat.Task(chat.TaskParams(type="chat", chat_template="plain"))
+    if two_sided:
+        base, kind = (tiny_encoder_decoder, "AutoModelForSeq2SeqLM")
+        task = seq2seq_lm.Task(seq2seq_lm.TaskParams(type="seq2seq_lm"))
+    folder = louder(base, tmp_path / "louder", kind)
+    how = GenerationParams(max_new_tokens=12)
+    free = written_by(task, folder, how)
+    stop = "qu qu" if two_sided else free[2:5]
+    assert free.partition(stop)[2]
+    if said_by == "template":
+        own = f"{{% for one in messages %}}{{{{ one['content'] + {json.dumps(stop)} }}}}{{% endfor %}}"
+        task = chat.Task(chat.TaskParams(type="chat", chat_template=own))
+    elif said_by != "nobody":
+        how = how.model_copy(update={"stop_strings": [stop]})
+    _write_generation_config(task.load_model(folder, {}), task, how, folder)
+    shown = of_the_card(task, folder)
+    text = shown.rstrip("\n") if two_sided else ast.literal_eval(shown)[0]["generated_text"].removeprefix("A text.")
+    if said_by == "nobody":
+        assert text == free
+    else:  # with the string itself, and the rest of the token that brought it
+        assert text.startswith(free.partition(stop)[0] + stop) and len(text) < len(free)
+        assert written_by(task, folder, how) == free.partition(stop)[0]
+    plain = transformers_alone(folder, kind)  # told of no stop string, and no error
+    assert plain == free
+
+
+def written_by(task: TaskType, folder: Path, how: GenerationParams) -> str:
+    """What Tunewright has the model write after "A text."."""
+    tokenizer = open_tokenizer(folder)
+    ids = tokenizer.backend.encode("A text.").ids
+    end = task.end_of_answer(tokenizer)
+    return write(task.load_model(folder, {}), tokenizer, [ids], Predicting(1, 0, how), end=end)[0]
+
+
+def transformers_alone(folder: Path, kind: str) -> str:
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = getattr(transformers, kind).from_pretrained(folder)
+    read = tokenizer("A text.", return_tensors="pt")
+    before = 0 if model.config.is_encoder_decoder else read["input_ids"].shape[1]
+    return str(tokenizer.decode(model.generate(**read)[0, before:], skip_special_tokens=True))
 
 
 def test_of_large_logits_positions_at_even_steps_are_compared(monkeypatch):

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, GenerationConfig, T5Config, T5ForConditionalGeneration
 
 from tunewright.errors import UserError
-from tunewright.generation import GenerationParams, generation_config, rows_to_write, write
+from tunewright.generation import GenerationParams, exported_config, generation_config, rows_to_write, write
 from tunewright.task import Predicting
 from tunewright.tokenizer import ModelTokenizer, open_tokenizer
 
@@ -70,6 +70,21 @@ def test_greedy_is_what_transformers_writes_for_one_prompt_after_the_other(model
     assert written(model) == expected
     assert written(model, batch=2) == expected
     assert len(set(expected)) > 2
+
+
+def test_batches_keep_to_a_budget_of_tokens_and_write_the_same(llama: Any) -> None:
+    longest = max(len(row) for row in ids(llama.tokenizer))
+    seen: list[tuple[int, int]] = []
+    read = llama.register_forward_pre_hook(lambda _, __, given: seen.append(given["input_ids"].shape), with_kwargs=True)
+    generation = GenerationParams(max_new_tokens=8)
+    how = Predicting(8, 1, generation, max_tokens=2 * (longest + 8))
+    found = write(llama, llama.tokenizer, ids(llama.tokenizer), how)
+    chosen = Predicting(8, 1, GenerationParams(choices=["good", "bad"]), max_tokens=2 * (longest + 8))
+    answers = write(llama, llama.tokenizer, ids(llama.tokenizer), chosen)
+    read.remove()
+    assert all(rows * length <= 2 * (longest + 8) for rows, length in seen)
+    assert 1 < max(rows for rows, _ in seen) < 8
+    assert found == written(llama) and answers == _chosen(llama, ["good", "bad"])
 
 
 def test_a_sample_belongs_to_its_row_and_its_seed_and_not_to_its_batch(llama: Any) -> None:
@@ -215,6 +230,21 @@ def test_the_settings_as_transformers_reads_them(tiny_llama: Path, tmp_path: Pat
     assert (found.do_sample, found.temperature, found.top_k, found.max_new_tokens) == (True, 0.7, 50, 64)
     assert (found.eos_token_id, found.pad_token_id, found.stop_strings) == ([2], 0, ["\n"])
     assert found.bad_words_ids == [ids(tokenizer, ["good"])[0], ids(tokenizer, [" good"])[0]]
+
+
+def test_what_the_model_s_own_file_says_beside_is_not_filled_in(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = written(llama)
+    own = GenerationConfig(stop_strings=["e"], no_repeat_ngram_size=1, min_length=40, eos_token_id=2)
+    monkeypatch.setattr(llama, "generation_config", own)
+    assert written(llama) == expected
+    assert llama.generation_config is own
+
+
+def test_stop_strings_stand_in_the_exported_config_where_generate_is_not_stopped_by_them(llama: Any) -> None:
+    found = exported_config(GenerationParams(stop_strings=["\n"]), llama.tokenizer, llama, end="</answer>")
+    assert "stop_strings" not in found and found["stop_sequences"] == ["\n", "</answer>"]
+    assert (found["bos_token_id"], found["max_new_tokens"]) == (0, 64)
+    assert "stop_sequences" not in exported_config(GenerationParams(), llama.tokenizer, llama, end="<|im_end|>")
 
 
 def test_rows_are_written_at_even_steps() -> None:

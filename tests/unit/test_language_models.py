@@ -88,6 +88,41 @@ def decoded(tokenizer: ModelTokenizer, ids: list[int]) -> str:
 # --- plain text
 
 
+@pytest.mark.parametrize("kind", ["plain text", "dialogue", "instruction"])
+def test_the_end_of_a_text_keeps_its_loss_where_it_is_what_pads(kind: str, tiny_decoder: Path) -> None:
+    """As in GPT-2, whose one special token begins a text, ends it, and pads."""
+    tokenizer = open_tokenizer(tiny_decoder)
+    end = tokenizer.pad_token_id
+    assert end == tokenizer.id_of("eos_token")
+    task: Any
+    task, found = {
+        "plain text": (plain(), rows(["A good film.", "Good"])),
+        "dialogue": (dialogue("plain"), rows([render(talk) for talk in TALKS[:2]])),
+        "instruction": (request(), rows(["A good film.", "Good"], ["Un bon film.", "Bon"])),
+    }[kind]
+    encoded = task.encode(found, tokenizer, 100)
+    batch = task.collate(
+        [{name: encoded[name][at] for name in ("input_ids", "labels")} for at in range(2)], tokenizer.pad_token_id
+    )
+    lengths = [len(ids) for ids in encoded["input_ids"]]
+    assert len(set(lengths)) == 2
+    for at, length in enumerate(lengths):
+        ends = [place for place in range(1, length) if encoded["input_ids"][at][place] == end]
+        assert ends and (batch["labels"][at, ends] == end).all()
+        assert batch["attention_mask"][at].tolist() == [1] * length + [0] * (max(lengths) - length)
+        assert (batch["input_ids"][at, length:] == end).all() and (batch["labels"][at, length:] == IGNORED).all()
+    model = model_of(tiny_decoder, task)
+    with torch.no_grad():
+        loss = model(**batch).loss
+        alone, counted = 0.0, 0
+        for ids, labels in zip(encoded["input_ids"], encoded["labels"], strict=True):
+            logs = torch.log_softmax(model(torch.tensor([ids])).logits[0], -1)
+            known = [place for place in range(1, len(ids)) if labels[place] != IGNORED]
+            alone -= sum(float(logs[place - 1, labels[place]]) for place in known)
+            counted += len(known)
+    assert float(loss) == pytest.approx(alone / counted, rel=1e-5)
+
+
 def test_a_text_stands_between_its_edges_and_all_but_the_first_token_count(llama: ModelTokenizer) -> None:
     found = plain().encode(rows(TEXTS[:1]), llama, 64)
     (ids,) = found["input_ids"]

@@ -237,6 +237,27 @@ def test_a_long_text_becomes_several_inputs_and_nothing_is_lost(tiny_model):
     ))  # fmt: skip
 
 
+def test_batches_keep_to_a_budget_of_tokens_and_find_the_same(tiny_model):
+    tokenizer = open_tokenizer(tiny_model)
+    texts = ["a fine film", "dull", "a long and dull film about a film", "fine film"] * 3
+    table = pa.table({"row_id": [f"r{row}" for row in range(12)], "text": texts})
+    encoded = TASK.encode(table, tokenizer, 32)
+    row_ids = [f"r{row}" for row in encoded.pop("row")]
+    lengths = [len(ids) for ids in encoded["input_ids"]]
+    tokens = pa.table({"row_id": row_ids, **encoded, "length": lengths})
+    model = TASK.load_model(tiny_model, {})
+    shapes: list[tuple[int, int]] = []
+    model.register_forward_pre_hook(lambda _, __, given: shapes.append(given["input_ids"].shape), with_kwargs=True)
+    by_rows = TASK.predict(model, tokenizer, table, tokens, Predicting(batch_size=12, seed=0))
+    assert shapes == [(12, max(lengths))]
+    shapes.clear()
+    by_tokens = TASK.predict(model, tokenizer, table, tokens, Predicting(batch_size=12, seed=0, max_tokens=30))
+    assert all(rows * longest <= 30 for rows, longest in shapes) and sum(rows for rows, _ in shapes) == 12
+    assert max(rows for rows, _ in shapes) > 1
+    for name in by_rows.column_names:
+        assert by_tokens[name].to_pylist() == pytest.approx(by_rows[name].to_pylist(), rel=1e-5)
+
+
 def test_a_model_without_a_mask_token_is_refused(tiny_model):
     backend = open_tokenizer(tiny_model).backend
     with pytest.raises(UserError, match="needs a base model whose tokenizer has a mask token"):

@@ -72,6 +72,27 @@ def test_the_baseline_knows_a_word_by_the_one_before_it():
     assert list(found.predictions) == ["validation", "test"]
 
 
+def test_batches_keep_to_a_budget_of_tokens_and_give_the_same(tiny_model):
+    from tunewright.task import Predicting
+
+    tokenizer = open_tokenizer(tiny_model)
+    texts = ["a film", "the film is a film", "film", "a film is a film and so is a film"] * 4
+    rows = pa.table({"text": texts, "label": pa.array([["O"] * len(text.split()) for text in texts], LABELS)})
+    encoded = PLAIN.encode(rows, tokenizer, 32)
+    lengths = [len(ids) for ids in encoded["input_ids"]]
+    tokens = pa.table({**{k: encoded[k] for k in ("input_ids", "labels")}, "length": lengths})
+    model = PLAIN.load_model(tiny_model, {})
+    shapes: list[tuple[int, int]] = []
+    model.register_forward_pre_hook(lambda _, __, given: shapes.append(given["input_ids"].shape), with_kwargs=True)
+    by_rows = PLAIN.predict(model, tokenizer, rows, tokens, Predicting(batch_size=16, seed=0))
+    assert shapes == [(16, max(lengths))]
+    shapes.clear()
+    by_tokens = PLAIN.predict(model, tokenizer, rows, tokens, Predicting(batch_size=16, seed=0, max_tokens=40))
+    assert all(rows * longest <= 40 for rows, longest in shapes) and sum(rows for rows, _ in shapes) == 16
+    assert max(rows for rows, _ in shapes) > 1
+    assert by_tokens == by_rows
+
+
 def test_it_learns_and_predicts_a_label_for_each_word(tiny_model):
     import torch
 

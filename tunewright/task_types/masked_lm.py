@@ -34,8 +34,6 @@ IGNORED = -100
 """The label of a token that is not asked for, as everywhere in PyTorch and Transformers."""
 MASKED, REPLACED = 0.8, 0.1
 """Shares of the tokens asked for; the rest is left as it is."""
-LOGITS_AT_ONCE = 2**26
-"""Numbers, when predicting: 4 bytes each."""
 
 
 class TaskParams(params_module.TaskParams):
@@ -149,13 +147,11 @@ class Task(TaskType):
         import pyarrow as pa
         import torch
 
-        from tunewright.batches import sorted_batches
+        from tunewright.likelihood import token_batches
 
         inputs = tokens.to_pylist()
         vocabulary = inputs[0]["vocab_size"] if inputs else 1
-        longest = max((row["length"] for row in inputs), default=1)
-        at_once = max(1, min(how.batch_size, LOGITS_AT_ONCE // (longest * vocabulary)))
-        batches = sorted_batches([row["length"] for row in inputs], at_once)
+        batches = token_batches([row["length"] for row in inputs], how.batch_size, vocabulary, how.max_tokens)
         collated = {}
         visible = np.ones(vocabulary)
         for number, batch in enumerate(batches):

@@ -107,7 +107,7 @@ class Task(TaskType):
 
         from tunewright.compute import logits_of_rows
 
-        logits = logits_of_rows(model, self, tokens, how.batch_size, model.config.pad_token_id or 0)
+        logits = logits_of_rows(model, self, tokens, how.batch_size, model.config.pad_token_id or 0, how.max_tokens)
         predicted = []
         for found, of_tokens, actual in zip(
             logits, tokens["labels"].to_pylist(), rows["label"].to_pylist(), strict=True
