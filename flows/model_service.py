@@ -208,7 +208,8 @@ def service(
     """The application.
 
     told: of the model, for GET /model.   hosts: names by which it may be called ("*": any), so that no page of
-    another site reaches it by a name of its own.   token: that every request but GET /health must bear; None: none.
+    another site reaches it by a name of its own.   token: that a request must bear which asks the model or about it
+    (so not one for the page, for the schema, or for /health); None: none.
     """
 
     @asynccontextmanager

@@ -46,23 +46,31 @@ def wait_for(what: Callable[[], Any], limit_seconds: float) -> Any:
     return found
 
 
+def _tabs(port: str) -> list[dict[str, str]]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=60) as response:
+        return [found for found in json.load(response) if found["type"] == "page"]
+
+
 class Page:
     """A page of a server in Chromium, scripts and all, driven over its debugging protocol."""
 
     def __init__(self, folder: Path) -> None:
         command = [*browser(folder), "--remote-debugging-port=0", "--window-size=1400,1200", "about:blank"]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        port = wait_for((folder / "DevToolsActivePort").exists, 120) and wait_for(
-            lambda: (folder / "DevToolsActivePort").read_text().split(), 60
-        )
-        with urllib.request.urlopen(f"http://127.0.0.1:{port[0]}/json/list", timeout=60) as response:
-            (target,) = [found for found in json.load(response) if found["type"] == "page"]
-        self.socket = connect(target["webSocketDebuggerUrl"], max_size=None, open_timeout=60)
         self.asked: list[str] = []
         self.console: list[str] = []
         self.count = 0
-        for domain in ("Network", "Runtime", "Log"):
-            self(f"{domain}.enable")
+        try:
+            port = wait_for((folder / "DevToolsActivePort").exists, 120) and wait_for(
+                lambda: (folder / "DevToolsActivePort").read_text().split(), 60
+            )
+            (target,) = wait_for(lambda: _tabs(port[0]), 60)  # it listens before it has opened its tab
+            self.socket = connect(target["webSocketDebuggerUrl"], max_size=None, open_timeout=60)
+            for domain in ("Network", "Runtime", "Log"):
+                self(f"{domain}.enable")
+        except BaseException:
+            self._end()
+            raise
 
     def __call__(self, method: str, **params: Any) -> Any:
         """One command, and its result; what the page asks for and complains of meanwhile is kept."""
@@ -103,6 +111,16 @@ class Page:
             return list(image.convert("RGB").getdata())
 
     def close(self) -> None:
-        self.socket.close()
+        try:
+            self.socket.close()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
         self.process.terminate()
-        self.process.wait(timeout=60)
+        try:
+            self.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise

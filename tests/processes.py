@@ -1,12 +1,45 @@
-"""Processes of a test: those that are alive in a folder, and a free port for one of them."""
+"""Processes of a test: a server, those that are alive in a folder, and a free port for one of them."""
 
 from __future__ import annotations
 
+import re
+import signal
 import socket
+import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
+
+
+@contextmanager
+def serving(
+    command: list[str], end: signal.Signals = signal.SIGTERM, **options: Any
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A server's process, from when it says where it listens; gives that address, and the process, which gets the
+    signal `end` at the end. What it prints has no traceback."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    assert process.stdout is not None
+    printed = ""
+    try:
+        for line in process.stdout:
+            printed += line
+            if address := re.search(r"http://\S+", line):
+                yield address[0], process
+                break
+        else:
+            raise AssertionError(f"it ended before it listened: {printed}")
+    finally:
+        process.send_signal(end)
+        try:
+            printed += process.communicate(timeout=60)[0]
+        except subprocess.TimeoutExpired:
+            process.kill()
+            printed += process.communicate()[0]
+            raise AssertionError(f"{end.name} did not end it: {printed}") from None
+    assert "Traceback" not in printed, printed
 
 
 def free_port() -> int:

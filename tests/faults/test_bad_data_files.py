@@ -108,8 +108,10 @@ class Project:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    monkeypatch.chdir(tmp_path)
-    return Project(tmp_path)
+    root = tmp_path / "outer" / "project"
+    root.mkdir(parents=True)
+    monkeypatch.chdir(root)
+    return Project(root)
 
 
 CSV = "text,label\ngood – naïve,pos\nbad,neg\n"
@@ -240,7 +242,9 @@ def test_a_compressed_file_that_swells_is_read_in_bounded_memory(project: Projec
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
-def test_an_archive_is_no_file_of_rows_and_nothing_of_it_is_unpacked(project: Project, kind: str) -> None:
+def test_an_archive_is_no_file_of_rows_and_nothing_of_it_is_unpacked(
+    project: Project, tmp_path: Path, kind: str
+) -> None:
     """Row 37: neither by its own name nor under that of a file of rows."""
     stream, rows = io.BytesIO(), b"text,label\n" + b"good,pos\n" * 50
     if kind == "zip":
@@ -258,7 +262,7 @@ def test_an_archive_is_no_file_of_rows_and_nothing_of_it_is_unpacked(project: Pr
             tar.addfile(link)
     for name in (f"reviews.{kind}", "reviews.csv"):
         assert re.search(rf"reviews\.(csv|{kind})", project.refused(stream.getvalue(), name=name, format="csv"))
-    assert not list(project.root.parent.rglob("*evil*")) and not list(project.root.rglob("link.csv"))
+    assert not list(tmp_path.rglob("*evil*")) and not list(tmp_path.rglob("link.csv"))
 
 
 def test_a_text_of_a_million_tokens_is_capped_or_cut_and_reported(project: Project, tiny_model: Path) -> None:

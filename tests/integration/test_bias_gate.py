@@ -41,7 +41,10 @@ def test_a_closed_bias_gate_stops_the_export(project: Project) -> None:
     page = (project.root / "reports/report.html").read_text(encoding="utf-8")
     assert "The gate is closed" in page and "identity terms swapped" in page
 
-    assert project.run("dvc", "repro", "-s", "export", check=False).returncode != 0
+    alone = project.run("dvc", "repro", "-s", "export", check=False)
+    assert alone.returncode != 0
+    assert "failed to reproduce 'export'" in alone.stderr and "reports/model.passed" in alone.stderr
+    assert not (project.root / "models/export").exists()
 
     flow = project.tunewright("run", check=False)
     assert flow.returncode == 3, flow.stdout + flow.stderr

@@ -12,13 +12,11 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -28,7 +26,7 @@ from ruamel.yaml import YAML
 from flows.onnx_model import OnnxModel
 from tests.conftest import REPOSITORY
 from tests.exported import export
-from tests.processes import free_port
+from tests.processes import serving
 from tunewright.files import sha256_tree
 from tunewright.params import load_params
 
@@ -107,20 +105,6 @@ def test_the_image_has_a_pinned_base_no_root_no_secret_and_a_check_of_its_health
     assert set(installed) <= {source for source, _ in copied()}
 
 
-@contextmanager
-def started(command: list[str], **options: Any) -> Iterator[str]:
-    """The container's process; gives the line that it says when it listens."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
-    assert process.stdout is not None
-    try:
-        line = process.stdout.readline()
-        assert "http://" in line, line + process.stdout.read()
-        yield line
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-
-
 def ask(url: str, texts: list[str], token: str | None) -> Any:
     headers = {"Content-Type": "application/json"} | ({} if token is None else {"Authorization": f"Bearer {token}"})
     request = urllib.request.Request(url, json.dumps({"texts": texts}).encode(), headers)  # noqa: S310
@@ -162,12 +146,12 @@ def test_the_steps_of_the_image_make_what_answers_without_pytorch(tmp_path: Path
     export(served / "model", tiny_model, made_by, onnx=True, control=control)
     before = sha256_tree(served)
 
-    port = str(free_port())
     env = dict(word.split("=", 1) for name, line in instructions() if name == "ENV" for word in here(line).split())
     env |= {"PATH": os.defpath, "TUNEWRIGHT_SERVE_TOKEN": TOKEN, "COLUMNS": "400"}
     entry = [python if word == "python" else here(word) for word in json.loads(only("ENTRYPOINT"))]
     texts = ["A fine film.", "", "call +1 415 555 2671", f"the key ghp_{'a1B2' * 9}"]
-    with started([port if word == PORT else word for word in entry], cwd=served, env=env):
+    with serving(["0" if word == PORT else word for word in entry], cwd=served, env=env) as (address, _):
+        port = address.rpartition(":")[2]
         check = json.loads(only("HEALTHCHECK").partition(" CMD ")[2].replace(f":{PORT}/", f":{port}/"))
         subprocess.run([python, *check[1:]], env={"PATH": os.defpath}, check=True, timeout=60)
         url = f"http://127.0.0.1:{port}/predict"

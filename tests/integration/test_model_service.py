@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
+import resource
 import shutil
 import signal
 import socket
@@ -21,16 +21,24 @@ from typing import Any
 import pytest
 from fastapi import HTTPException
 from ruamel.yaml import YAML
+from starlette.routing import Route
+from starlette.testclient import TestClient
 
 from benchmarks.serving import mistreat
-from flows.model_service import MAX_EXPLAINING, Batcher
+from flows.connections import OTHER_FILES, SPARE
+from flows.model_service import LOOPBACK, MAX_EXPLAINING, Batcher, service
 from flows.onnx_model import OnnxModel
 from tests.browser import Page, wait_for
 from tests.conftest import REPOSITORY, environment
 from tests.exported import export
+from tests.processes import serving
 from tunewright.params import load_params
 
 LONG = "a word " * 20_000
+PLACES = 200
+"""Connections to a service that may have FILES open files."""
+FILES = PLACES + SPARE + OTHER_FILES
+TOKEN = "a-long-random-text"  # noqa: S105
 
 
 @pytest.fixture(scope="module")
@@ -46,30 +54,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 
 
 @contextmanager
-def served(folder: Path, *options: str, **variables: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "serve-model", "--port", "0", *options],
-        cwd=folder,
-        env={**environment(), **variables},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert process.stdout is not None
+def served(folder: Path, files: int | None = None, **variables: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The service, until Ctrl-C.   files: that it may have open."""
+    command = [sys.executable, "-m", "flows.cli", "serve-model", "--port", "0"]
+    if files is not None:
+        command = ["sh", "-c", f'ulimit -n {files}; exec "$0" "$@"', *command]
+    with serving(command, signal.SIGINT, cwd=folder, env={**environment(), **variables}) as found:
+        yield found
+
+
+@contextmanager
+def open_files(count: int) -> Iterator[None]:
+    """As many open files for this process, and the limit as it was afterwards."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY != hard < count:
+        pytest.skip(f"{count} open files are needed; the hard limit is {hard} (ulimit -H -n)")
+    if resource.RLIM_INFINITY != soft < count:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
     try:
-        line = process.stdout.readline()
-        address = re.search(r"http://\S+", line)
-        assert address, line + process.stdout.read()
-        yield address[0], process
+        yield
     finally:
-        process.send_signal(signal.SIGINT)
-        printed, _ = process.communicate(timeout=60)
-    assert "Traceback" not in printed, printed
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.fixture(scope="module")
 def url(folder: Path) -> Iterator[str]:
-    with served(folder) as (address, _):
+    """A service that has PLACES places, few enough for a test to take them all."""
+    with served(folder, FILES) as (address, _):
         yield address
 
 
@@ -148,9 +159,10 @@ def test_nothing_that_is_sent_keeps_others_from_an_answer(url: str) -> None:
     `python -m benchmarks.serving --bad` sends it."""
     port = int(url.rsplit(":", 1)[1])
     found = {}
-    for name, answer, answered, _ in mistreat(port, 3):
-        found[name] = answer
-        assert answered == 3, name
+    with open_files(2 * PLACES):
+        for name, answer, answered, _ in mistreat(port, PLACES, 3):
+            found[name] = answer
+            assert answered == 3, name
     assert found == {
         "no JSON": "422",
         "lists, 100,000 deep": "400",
@@ -172,11 +184,11 @@ def test_nothing_that_is_sent_keeps_others_from_an_answer(url: str) -> None:
         "a path out of the folder": "404",
         "a body that stops": "408",
         "a head that stops": "closed",
-        "1,040 clients that send nothing": "1,040 held",
-        "1,040 heads that stop": "1,040 held",
-        "1,040 bodies that stop": "1,040 held",
-        "1,040 second heads that stop": "1,040 held",
-        "1,000 connections, kept alive": "1,000 × 200",
+        "216 clients that send nothing": "216 held",
+        "216 heads that stop": "216 held",
+        "216 bodies that stop": "216 held",
+        "216 second heads that stop": "216 held",
+        "176 connections, kept alive": "176 × 200",
         "200 clients that ask and go": "gone",
     }
     assert ask(f"{url}/health") == (200, {"status": "ok"})
@@ -266,8 +278,11 @@ def test_the_page_shows_label_probabilities_and_coloured_words(url: str, page: P
     try_text(page, LONG)
     assert "characters, expected at most 100000" in page.text()
     assert words_shown(page) == [] or not page.evaluate("document.getElementById('answer').checkVisibility()")
+    asked = len(page.asked)
     try_text(page, "")  # the field is required: nothing is asked
+    assert page.asked[asked:] == []
     try_text(page, text)
+    assert page.asked[asked:] == [f"{url}/predict", f"{url}/explain"]
     assert "expected at most" not in page.text() and len(words_shown(page)) == len(shown)
     assert page.console == []
 
@@ -310,19 +325,34 @@ def test_others_reach_it_only_with_a_token(folder: Path, page: Page) -> None:
         check=False,
     )
     assert refused.returncode == 2 and "TUNEWRIGHT_SERVE_TOKEN" in refused.stdout
-    with served(folder, TUNEWRIGHT_SERVE_TOKEN="a-long-random-text") as (url, process):  # noqa: S106
+    with served(folder, TUNEWRIGHT_SERVE_TOKEN=TOKEN) as (url, process):
         assert ask(f"{url}/predict", {"texts": ["a"]})[0] == 401
         assert ask(f"{url}/predict", {"texts": ["a"]}, Authorization="Bearer wrong")[0] == 401
-        assert ask(f"{url}/predict", {"texts": ["a"]}, Authorization="Bearer a-long-random-text")[0] == 200
+        assert ask(f"{url}/predict", {"texts": ["a"]}, Authorization=f"Bearer {TOKEN}")[0] == 200
         page.shows(url, "Authorization: Bearer TOKEN")  # which it has been refused for, and asks for now
         page.evaluate("document.getElementById('token').focus()")
-        page("Input.insertText", text="a-long-random-text")
+        page("Input.insertText", text=TOKEN)
         try_text(page, "A fine film.")
         wait_for(lambda: "text_classification: negative, positive" in page.text(), 60)
         assert [one["word"] for one in words_shown(page)] == ["A", "fine", "film."]
         started = time.monotonic()
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) in (0, 130, -signal.SIGTERM), time.monotonic() - started
+
+
+def test_every_address_wants_the_token_but_the_page_the_schema_and_health(folder: Path) -> None:
+    model = OnnxModel(folder / "models/export", load_params(folder / "params.yaml"))
+    app = service(model, {"name": "a model"}, list(LOOPBACK), TOKEN, 8)
+    client = TestClient(app, base_url="http://localhost")
+    told: dict[str, set[int]] = {}
+    for route in app.routes:
+        assert isinstance(route, Route) and route.methods
+        for method in route.methods:
+            answer = client.request(method, route.path, json={} if method == "POST" else None)
+            told.setdefault(route.path, set()).add(answer.status_code)
+    opened = {path: {200} for path in ("/", "/page.js", "/page.css", "/openapi.json", "/health")}
+    assert told == {**opened, "/model": {401}, "/predict": {401}, "/explain": {401}}
+    assert client.get("/model", headers={"Authorization": f"Bearer {TOKEN}"}).json() == {"name": "a model"}
 
 
 def test_a_model_without_onnx_or_of_another_task_is_refused(folder: Path, tmp_path: Path) -> None:

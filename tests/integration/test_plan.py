@@ -151,13 +151,19 @@ def test_a_choice_is_told_with_its_reason_and_what_is_short_with_the_key_to_lowe
 def test_the_estimated_peak_is_near_what_real_steps_take(tmp_path, way):
     project = Project.copy(tmp_path)
     chosen: dict[str, Any] = {"finetuning_type": way}
-    if way == "private":  # 8 rows of 23 million gradients each
+    if way == "private":  # 2 rows of 23 million gradients each
         private = {"noise_multiplier": 1.0, "target_delta": 1e-6, "max_grad_norm": 1.0}
-        chosen = {"max_grad_norm": 0.0, "per_device_train_batch_size": 8, "differential_privacy": private}
+        chosen = {"max_grad_norm": 0.0, "per_device_train_batch_size": 2, "differential_privacy": private}
     project.edit(lambda params: params["finetune"].update(chosen))
     plan = json.loads(project.tunewright("plan", "--json", "--steps", "1").stdout)
     assert plan["training"]["parameters"] == 22_713_986
-    assert 1 / 1.5 < plan["memory"]["peak"] / plan["time"]["peak_memory"] < 1.5
+    memory = plan["memory"]
+    if memory["peak"] >= planning.NEARLY_ALL * memory["free"]:
+        assert not plan["time"]["calibrated"]
+        pytest.skip(
+            f"{memory['peak'] / 1e9:.1f} GB are needed, {memory['free'] / 1e9:.1f} GB are free: no step is tried"
+        )
+    assert 1 / 1.5 < memory["peak"] / plan["time"]["peak_memory"] < 1.5
 
 
 def test_a_run_s_record_holds_the_plan_against_what_it_took(inside):

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from flows.push import Pushed, push
+from flows.signing import SIGNATURE, sign, signer
 from tests.conftest import environment
 from tests.hub import FIRST, READ, WRITE, Hub, local_hub
+from tests.unit.test_signing import make_key
 from tunewright.errors import GateClosed, Unreachable, UserError
 from tunewright.files import sha256_file, write_json
 
@@ -68,6 +70,9 @@ def command(root: Path, url: str, *arguments: str, token: str = TOKEN) -> tuple[
 
 def test_the_hub_holds_exactly_the_folder_and_gives_it_back(tmp_path: Path, hub: Hub) -> None:
     files = publish(tmp_path)
+    private, public = make_key(tmp_path, "ours")
+    sign(tmp_path / "published", "published", signer(private))
+    files[SIGNATURE] = (tmp_path / "published" / SIGNATURE).read_bytes()
     status, said = command(tmp_path, hub.url, "team/reviews")
     model = hub.models["team/reviews"]
     commit = model.branches["main"]
@@ -78,16 +83,15 @@ def test_the_hub_holds_exactly_the_folder_and_gives_it_back(tmp_path: Path, hub:
     assert model.private and [made.summary for made in model.commits[1:]] == ["Publish the model dddddddddddd"]
     assert model.commits[-1].files == FIRST | files
 
-    # Who receives it, with a token of another, gets the same bytes.
+    # Who receives it, with a token of another, gets the same bytes, and the signature tells whose they are.
     variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "there"), "HF_TOKEN": READER}
-    for arguments in (
-        ["hf", "download", "team/reviews", "--local-dir", "received"],
-        ["python", "-m", "flows.cli", "verify", "--published", "received"],
-    ):
+    verify = ["python", "-m", "flows.cli", "verify", "--published", "received", "--public-key", public.name]
+    for arguments in (["hf", "download", "team/reviews", "--local-dir", "received"], verify):
         done = subprocess.run(
             arguments, cwd=tmp_path, env={**environment(), **variables}, capture_output=True, text=True, timeout=200
         )
         assert done.returncode == 0, done.stdout + done.stderr
+    assert "every byte is as listed" in done.stdout and f"signature checked with {public.name}" in done.stdout
     assert {name: (tmp_path / "received" / name).read_bytes() for name in files} == files
 
     # Once more nothing is pushed, and another model replaces this one as a whole.
@@ -182,8 +186,13 @@ def test_what_is_no_repository_s_name_is_refused_before_anything_is_asked(here: 
     with pytest.raises(UserError, match=r"REPO_ID: found .* expected ORGANISATION/NAME") as raised:
         push(name)
     assert "\n" not in str(raised.value) and hub.asked == []
-    with pytest.raises(UserError, match=r"--revision: found 'c{40}'; expected the name of a branch"):
-        push("team/reviews", revision="c" * 40)
+
+
+@pytest.mark.parametrize("revision", ["c" * 40, ""])
+def test_what_is_no_branch_s_name_is_refused_before_anything_is_asked(here: Path, hub: Hub, revision: str) -> None:
+    with pytest.raises(UserError, match=f"--revision: found '{revision}'; expected the name of a branch"):
+        push("team/reviews", revision=revision)
+    assert hub.asked == []
 
 
 def test_a_repository_of_another_kind_is_left_as_it_is(here: Path, hub: Hub) -> None:

@@ -33,6 +33,10 @@ configs:
 ELSEWHERE = b"---\nlicense: mit\nconfigs:\n- {config_name: a, data_files: [{split: train, path: 'hf://datasets/org/elsewhere@%s/train.csv'}]}\n---\n"
 
 
+# From the folder that `datasets` unpacks into, inside the stage's own temporary one, up to beside the working folder.
+CLIMBING = ["up_" * steps + "evil" for steps in range(1, 7)]
+
+
 def zipped(**files: bytes) -> bytes:
     """A zip archive; `up` in place of ../"""
     stream = io.BytesIO()
@@ -70,7 +74,7 @@ REPOSITORIES = {
     "empty": {"README.md": CARD},
     "no_rows": {"README.md": CARD, "train.jsonl": b""},
     "zipped": {"README.md": CARD, "train.zip": zipped(train=b"text,label\n" + b"x,y\n" * 1_000_000)},
-    "climbing": {"README.md": CARD, "train.zip": zipped(train=CSV, up_evil=CSV)},
+    "climbing": {"README.md": CARD, "train.zip": zipped(train=CSV, **dict.fromkeys(CLIMBING, CSV))},
     "cut_zip": {"README.md": CARD, "train.zip": zipped(train=CSV)[:-10]},
 }
 WANTED = {name: {"dataset_name": f"org/{name}"} for name in (*REPOSITORIES, "elsewhere", "absent")} | {
@@ -122,7 +126,8 @@ def fetch(folder: Path, endpoint: str, cases: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def fetched(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hub")
+    folder = tmp_path_factory.mktemp("hub") / "inside"
+    folder.mkdir()
     with local_hub() as hub:
         for name, files in REPOSITORIES.items():
             hub.datasets[f"org/{name}", COMMIT] = files
@@ -212,7 +217,7 @@ def test_params_state_the_licence_that_no_card_names(fetched):
         ("empty", "doesn't contain any data files"),
         ("no_rows", "no row"),
         ("zipped", "train.zip is an archive, which is not unpacked here"),
-        ("climbing", "data files"),
+        ("climbing", "No (supported) data files found in org/climbing"),
         ("cut_zip", "not a zip file"),
     ],
 )
@@ -222,7 +227,7 @@ def test_what_can_not_be_used_is_refused_by_name(fetched, case, named):
     assert kind == "UserError"
     assert message.startswith(f"fetch_data.datasets: {case}: ") and named in message and "\n" not in message
     assert not (folder / case).exists()
-    assert not list(folder.glob(".*~*")) and not list(folder.rglob("*evil*"))
+    assert not list(folder.glob(".*~*")) and not list(folder.parent.rglob("*evil*"))
 
 
 def test_a_hub_that_does_not_answer_is_told_apart(tmp_path):
