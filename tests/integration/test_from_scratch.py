@@ -13,6 +13,10 @@ from tests.conftest import REPOSITORY, Project, reviews
 from tunewright.files import read_json, sha256_file, sha256_tree
 
 EXPORT = "../pretrain_encoder/models/export"
+SMALL = {
+    "bert": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64},
+    "t5": {"d_model": 32, "num_layers": 1, "num_heads": 2, "d_kv": 16, "d_ff": 64},
+}
 
 
 def recipe(folder: Path, name: str) -> Project:
@@ -40,7 +44,7 @@ def _small(params: Any, name: str) -> None:
         ]
         asked = params["init_model"]["from_scratch"]
         asked.update(vocab_size=600)
-        asked["config"].update(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+        asked["config"].update(SMALL[asked["architecture"]])
 
 
 def begin_with(project: Project, source: str, name: str) -> None:
@@ -127,3 +131,27 @@ def test_pretraining_and_fine_tuning_chained_by_dvc(tmp_path):
     second.run("dvc", "repro", timeout=900)
     assert {"fetch_model", "init_model", "finetune"} <= second.ran()
     assert not second.ran() & {"ingest", "prepare", "baseline"}
+
+
+@pytest.mark.heavy
+def test_an_encoder_decoder_is_pretrained_and_then_fine_tuned(tmp_path):
+    """A recipe of seq2seq_lm, whose two keys name what pretrain_encoder_decoder has exported."""
+    first, second = recipe(tmp_path, "pretrain_encoder_decoder"), recipe(tmp_path, "summarization")
+    export = "../pretrain_encoder_decoder/models/export"
+
+    def begin(params: Any) -> None:
+        params["paths"]["model_source"] = params["fetch_model"]["model_name_or_path"] = export
+        params["evaluate"]["generation"].update(max_rows=4, max_new_tokens=6)
+
+    second.edit(begin)
+    first.run("dvc", "repro", timeout=900)
+    assert read_json(first.root / "reports/init_model.json")["architecture"] == "T5ForConditionalGeneration"
+    metrics = read_json(first.root / "reports/evaluate.json")["splits"]["test"]["metrics"]
+    assert list(metrics) == ["span_bits", "span_perplexity", "span_accuracy", "bits_saved"]
+
+    second.run("dvc", "repro", "evaluate", timeout=900)
+    exported = sha256_file(first.root / "models/export/model.safetensors")
+    assert sha256_file(second.root / "models/base/model.safetensors") == exported
+    assert sha256_file(second.root / "models/tuned/model.safetensors") != exported
+    vocabulary = (first.root / "models/base/tokenizer.json").read_bytes()
+    assert (second.root / "models/tuned/tokenizer.json").read_bytes() == vocabulary
