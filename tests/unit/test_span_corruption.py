@@ -347,7 +347,7 @@ def test_pretraining_learns_what_words_tell_of_each_other_and_goes_on_where_it_w
     )
     before = measured("base")
     changes = {
-        "num_train_epochs": 12.0,
+        "num_train_epochs": 6.0,
         "max_steps": -1,
         "learning_rate": 0.01,
         "per_device_train_batch_size": 16,
@@ -369,7 +369,7 @@ def test_pretraining_learns_what_words_tell_of_each_other_and_goes_on_where_it_w
 
     stopping = Stopping(TASK.params)
     with pytest.raises(KeyboardInterrupt):
-        finetune(paths, chosen, stopping, seed=1, num_threads=1)  # in the second epoch of twelve steps
+        finetune(paths, chosen, stopping, seed=1, num_threads=1)  # in the second epoch, of twelve steps
     assert finetune(paths, chosen, stopping, seed=1, num_threads=1) == report
     assert sha256_tree(Path("tuned")) == whole
 

@@ -7,7 +7,7 @@ spans anew in each epoch, by (seed, epoch, row) alone; judged is by one draw for
 so that two models answer the same questions.
 
 T5's own code ends every row in a span, which in 512 tokens is one of many; a tweet has a single span, and it would
-always be its end. Here every place is as likely, the first and the last token too.
+always be its end. Here every way to place the spans is as likely, at both ends too.
 
 Metrics, of the hidden tokens, each after those of its target that stand before it; neither sentinels nor the end
 count: bits and perplexity a token, accuracy, and the bits saved against unigram frequencies: those of the tokens of the
