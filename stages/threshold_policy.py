@@ -4,7 +4,7 @@ Reads   paths.predictions       probabilities of validation and test
         paths.prepared          their rows, for the groups
         paths.lexicon           identity terms, for the groups of a text
 Writes  paths.threshold_policy  for each group when to predict the favourable label; {} where there is no policy
-Report  paths.reports/threshold_policy.json: accuracy beside fairness, without and with the policy
+Report  paths.reports/threshold_policy.json: accuracy beside fairness, without and with the policy, with intervals
 
 Made where `mitigate.method` is threshold_optimizer. It needs a row's group at inference, which plain prediction never
 asks for; so the export carries the file and leaves it to who has the right to use it. In two labels only.
@@ -19,15 +19,21 @@ from pydantic import BaseModel, Field
 
 from tunewright.errors import UserError
 from tunewright.files import read_parquet, write_json
+from tunewright.group_metrics import Measure
 from tunewright.groups import AND, attributes, groups_of_rows, read_lexicon
 from tunewright.params import Section
 from tunewright.privacy import mask
 from tunewright.report import Report
 from tunewright.stage import Dep, Key, Out, Paths, run_stage
+from tunewright.statistics import BOOTSTRAP_SAMPLES, BOOTSTRAP_SEED, stratified_bootstrap, wilson_interval
 from tunewright.task import TaskType
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
+
+    from tunewright.statistics import StratifiedStatistic
 
 SPLITS = ("validation", "test")
 
@@ -52,24 +58,34 @@ class ThresholdPolicyPaths(Paths):
 
 
 class GroupRates(BaseModel):
-    """Of one group of test. A rate is None where the group has no row that it is of."""
+    """Of one group of test, each with Wilson's interval. A rate is None where the group has no row that it is of.
+
+    What the policy predicts by chance counts with its probability, and its interval is that of predictions drawn so.
+    """
 
     rows: int
-    selection_rate: float
+    selection_rate: Measure
     """Of the favourable prediction."""
-    true_positive_rate: float | None
-    false_positive_rate: float | None
+    true_positive_rate: Measure
+    false_positive_rate: Measure
 
 
-class Outcome(BaseModel):
-    """Test, without or with the policy. Only groups that the policy has a rule for stand in the differences."""
+class Fairness(BaseModel):
+    """Accuracy beside fairness. Only groups that the policy has a rule for stand in the differences."""
 
-    accuracy: float
-    groups: dict[str, GroupRates]
-    demographic_parity_difference: float
+    accuracy: Measure
+    demographic_parity_difference: Measure
     """The largest selection rate of a group less the smallest."""
-    equalized_odds_difference: float | None
+    equalized_odds_difference: Measure
     """The larger of the same of true and of false positive rates (Fairlearn's definition)."""
+
+
+class Outcome(Fairness):
+    """Test, without or with the policy. Accuracy has Wilson's interval, the differences that of a bootstrap within each
+    group: a largest less a smallest is never negative and the larger by chance, so near 0 it lies too high; where all
+    rows of a kind are predicted alike it has no width."""
+
+    groups: dict[str, GroupRates]
 
 
 class ThresholdPolicyReport(Report):
@@ -78,8 +94,13 @@ class ThresholdPolicyReport(Report):
     plain: list[str] = Field(default_factory=list)
     """Groups without a rule, because validation has fewer than min_group_size rows of them, or one label only: they are
     predicted plainly."""
+    confidence_level: float | None = None
+    """Of every interval. Fewer rows than audit_data.min_group_size have none, nor a difference where one of its groups
+    has so few."""
     before: Outcome | None = None
     after: Outcome | None = None
+    change: Fairness | None = None
+    """After less before: the bootstrap is paired, both are measured on the same resamples of test."""
 
 
 def run(
@@ -153,12 +174,15 @@ def run(
             for score, group, own in zip(scores.tolist(), groups, plain.tolist(), strict=True)
         ]
     )
+    before, after, change = _measured((plain, chosen), labels, np.array(groups), sorted(rules), audit)
     return ThresholdPolicyReport(
         constraint=params.constraint,
         sensitive_feature=feature,
         plain=sorted(set(groups) - set(rules)),
-        before=_outcome(plain, labels, groups, rules),
-        after=_outcome(chosen, labels, groups, rules),
+        confidence_level=audit.confidence_level,
+        before=before,
+        after=after,
+        change=change,
     )
 
 
@@ -228,33 +252,112 @@ def _fit(
     return rules
 
 
-def _outcome(chosen: np.ndarray, labels: np.ndarray, groups: list[str], rules: dict[str, Any]) -> Outcome:
-    """chosen: (N,) the probability of the favourable prediction."""
+def _measured(
+    chosen: tuple[np.ndarray, np.ndarray], labels: np.ndarray, groups: np.ndarray, ruled: list[str], audit: Any
+) -> tuple[Outcome, Outcome, Fairness]:
+    """Test before and after, and the change.
+
+    chosen: of each the probability of the favourable prediction (N,).   labels: (N,) bool.   groups: (N,) names.
+    ruled: the groups that have a rule.   audit: the section `audit_data`, for what is enough and how sure to be.
+    """
     import numpy as np
 
-    of = np.array(groups)
-    rates = {}
-    for group in sorted(set(groups)):
-        inside = of == group
-        rates[group] = GroupRates(
-            rows=int(inside.sum()),
-            selection_rate=float(chosen[inside].mean()),
-            true_positive_rate=float(chosen[inside & labels].mean()) if (inside & labels).any() else None,
-            false_positive_rate=float(chosen[inside & ~labels].mean()) if (inside & ~labels).any() else None,
-        )
-    ruled = [found for group, found in rates.items() if group in rules]
-    spreads = []
-    for name in ("true_positive_rate", "false_positive_rate"):
-        values = [value for found in ruled if (value := getattr(found, name)) is not None]
-        spreads.append(max(values) - min(values) if len(values) > 1 else None)
-    known = [spread for spread in spreads if spread is not None]
-    selected = [found.selection_rate for found in ruled]
-    return Outcome(
-        accuracy=float(np.where(labels, chosen, 1 - chosen).mean()),
-        groups=rates,
-        demographic_parity_difference=max(selected) - min(selected) if selected else 0.0,
-        equalized_odds_difference=max(known) if known else None,
-    )
+    members = {str(group): np.flatnonzero(groups == group) for group in np.unique(groups)}
+    sizes = {group: len(rows) for group, rows in members.items()}
+    compared = {group: rows for group, rows in members.items() if group in ruled}
+    fewest = {"accuracy": len(labels)} | dict.fromkeys(SPREADS, min(map(len, compared.values()), default=0))
+    before, after = (_statistics(share, labels, members, compared) for share in chosen)
+    change = {name: _less(before[name], later) for name, later in after.items()}
+    kinds = {"before": before, "after": after, "change": change}
+    statistics = {f"{when} {name}": found for when, kind in kinds.items() for name, found in kind.items()}
+    levels = dict.fromkeys(statistics, audit.confidence_level)
+    drawn = stratified_bootstrap(statistics, sizes, BOOTSTRAP_SAMPLES, levels, BOOTSTRAP_SEED)
+    once = {group: np.ones((1, size)) for group, size in sizes.items()}
+
+    def measures(when: str) -> dict[str, Measure]:
+        found = {}
+        for name, rows in fewest.items():
+            if (statistic := kinds[when].get(name)) is None:
+                found[name] = Measure(value=None, rows=rows)
+                continue
+            low, high = drawn[f"{when} {name}"] or (None, None) if rows >= audit.min_group_size else (None, None)
+            found[name] = Measure(value=float(statistic(once)[0]), low=low, high=high, rows=rows)
+        return found
+
+    def outcome(when: str, share: np.ndarray) -> Outcome:
+        accuracy = _rate(np.where(labels, share, 1 - share), audit)
+        rates = {
+            group: GroupRates(
+                rows=len(rows),
+                selection_rate=_rate(share[rows], audit),
+                true_positive_rate=_rate(share[rows][labels[rows]], audit),
+                false_positive_rate=_rate(share[rows][~labels[rows]], audit),
+            )
+            for group, rows in members.items()
+        }
+        return Outcome(**measures(when) | {"accuracy": accuracy}, groups=rates)
+
+    return outcome("before", chosen[0]), outcome("after", chosen[1]), Fairness(**measures("change"))
+
+
+SPREADS = ("demographic_parity_difference", "equalized_odds_difference")
+"""The largest rate of a group less the smallest."""
+
+
+def _rate(taken: np.ndarray, audit: Any) -> Measure:
+    """The mean of probabilities (n,), with Wilson's interval where they are enough."""
+    rows = len(taken)
+    if not rows:
+        return Measure(value=None, rows=0)
+    total = min(float(taken.sum()), rows)
+    if rows < audit.min_group_size:
+        return Measure(value=total / rows, rows=rows)
+    low, high = wilson_interval(total, rows, audit.confidence_level)
+    return Measure(value=total / rows, low=low, high=high, rows=rows)
+
+
+def _statistics(
+    share: np.ndarray, labels: np.ndarray, members: Mapping[str, np.ndarray], compared: Mapping[str, np.ndarray]
+) -> dict[str, StratifiedStatistic]:
+    """Accuracy and SPREADS of the weights by group; a spread is left out where fewer than two groups have a rate.
+
+    share: the probability of the favourable prediction (N,).   members, compared: group → positions of its rows.
+    """
+    import numpy as np
+
+    right = np.where(labels, share, 1 - share)
+
+    def accuracy(weights: Mapping[str, np.ndarray]) -> np.ndarray:
+        found: np.ndarray = sum(weights[group] @ right[rows] for group, rows in members.items()) / len(labels)
+        return found
+
+    def spread(kind: np.ndarray) -> StratifiedStatistic | None:
+        of = {group: rows for group, rows in compared.items() if kind[rows].any()}
+        if len(of) < 2:
+            return None
+
+        def statistic(weights: Mapping[str, np.ndarray]) -> np.ndarray:
+            with np.errstate(invalid="ignore"):  # a resample without a row of the kind is undefined: NaN
+                rates = [
+                    (weights[group] @ (kind[rows] * share[rows])) / (weights[group] @ kind[rows].astype(float))
+                    for group, rows in of.items()
+                ]
+            found: np.ndarray = np.max(rates, axis=0) - np.min(rates, axis=0)
+            return found
+
+        return statistic
+
+    found: dict[str, StratifiedStatistic] = {"accuracy": accuracy}
+    if (selected := spread(np.ones(len(labels), dtype=bool))) is not None:
+        found["demographic_parity_difference"] = selected
+    odds = [one for one in (spread(labels), spread(~labels)) if one is not None]
+    if odds:
+        found["equalized_odds_difference"] = lambda weights: np.max([one(weights) for one in odds], axis=0)
+    return found
+
+
+def _less(before: StratifiedStatistic, after: StratifiedStatistic) -> StratifiedStatistic:
+    return lambda weights: after(weights) - before(weights)
 
 
 if __name__ == "__main__":

@@ -430,14 +430,15 @@ def threshold_policy(telling: Telling) -> str:
         rule = ", no rule" if name in without else ""
         measured[f"rate of favourable answers, {name}{rule}"] = ("groups", group, "selection_rate")
     rows = [
-        [what, *(telling.figure(policy, when, *place) for when in ("before", "after"))]
+        [what, *(telling.estimate(policy, when, *place) for when in ("before", "after", "change"))]
         for what, place in measured.items()
     ]
     feature, constraint = (telling.words(policy, key) for key in ("sensitive_feature", "constraint"))
     return (
         f"Thresholds by group of {feature}, fitted on validation to keep {constraint}, stand beside the model in "
-        "`threshold_policy.json`: a policy of its own, which neither the model nor anything here applies.\n\n"
-    ) + table([f"on test {telling.note(policy)}", "without the policy", "with it"], rows)
+        "`threshold_policy.json`: a policy of its own, which neither the model nor anything here applies. "
+        f"Each interval is of {telling.figure(policy, 'confidence_level')}; the change is paired.\n\n"
+    ) + table([f"on test {telling.note(policy)}", "without the policy", "with it", "change"], rows)
 
 
 def suites(telling: Telling) -> str:

@@ -343,13 +343,15 @@ def test_a_threshold_policy_is_told_by_test_without_and_with_it(tmp_path, monkey
     found, _ = policy(tmp_path)
     report = make(tmp_path, monkeypatch, threshold_policy=found.model_dump(mode="json"))
     text = page()
-    head = "| on test [^threshold_policy] | without the policy | with it |\n|---|---|---|\n"
-    assert f"{head}| accuracy | 0.7647 | 1.0000 |\n| demographic parity difference | 0.5000 | 0.0000 |" in text
-    assert "| rate of favourable answers, men | 0.8750 | 0.5000 |" in text
-    assert "| rate of favourable answers, other, no rule | 1.0000 | 1.0000 |" in text
+    head = "| on test [^threshold_policy] | without the policy | with it | change |\n|---|---|---|---|\n"
+    assert f"{head}| accuracy | 0.7647 (0.5274 to 0.9044) | 1.0000 (0.8157 to 1.0000) | 0.2353 (" in text
+    assert "| demographic parity difference | 0.5000 (0.1250 to 0.8750) | 0.0000 (" in text
+    assert "| rate of favourable answers, men | 0.8750 (0.5291 to 0.9776) | 0.5000 (" in text
+    assert "| rate of favourable answers, other, no rule | 1.0000 | 1.0000 | – |" in text
+    assert "Each interval is of 0.9500; the change is paired." in text
     assert "by group of who, fitted on validation to keep demographic\\_parity" in text
-    name = "threshold_policy.before.groups.women.selection_rate"
-    assert report.facts[name].pointer == "/before/groups/women/selection_rate"
+    name = "threshold_policy.before.groups.women.selection_rate.value"
+    assert report.facts[name].pointer == "/before/groups/women/selection_rate/value"
     for name, fact in report.facts.items():
         if name.startswith("threshold_policy."):
             assert fact.sha256 == sha256_file(Path("reports/threshold_policy.json"))
