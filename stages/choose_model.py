@@ -119,7 +119,7 @@ def run(
         )
     judged = []
     for candidate in params.candidates:
-        vocabulary = 0 if task.watch_metrics else candidate.vocab_size
+        vocabulary = 0 if task.watched_metrics else candidate.vocab_size
         memory = rough_bytes(
             candidate.parameters,
             candidate.num_hidden_layers,

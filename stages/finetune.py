@@ -124,6 +124,11 @@ class FinetuneReport(Report):
     differential_privacy: PrivateTraining | None = None
 
 
+def check(params: FinetuneParams, task: TaskType) -> list[str]:
+    """What can be seen wrong before anything runs (`tunewright check`): params that do not fit the task."""
+    return fitting.faults(params, task)
+
+
 def run(
     paths: FinetunePaths,
     params: FinetuneParams,

@@ -204,7 +204,7 @@ def memory(
         hook.remove()
 
     logits = 0
-    if not task.watch_metrics:  # over a vocabulary
+    if not task.watched_metrics:  # over a vocabulary
         size = output.logits.numel() * FLOAT
         kept = {key: found for key, found in kept.items() if found[0] != size}
         logits = LOGITS_COPIES * size
@@ -215,7 +215,7 @@ def memory(
         activations += of_layers // len(layers) + len(layers) * tokens * hidden * FLOAT - of_layers
     longest = batch["input_ids"].shape[1]
     evaluated = params.per_device_eval_batch_size * longest
-    vocabulary = output.logits.shape[-1] if not task.watch_metrics else 0
+    vocabulary = output.logits.shape[-1] if not task.watched_metrics else 0
     private = params.differential_privacy is not None
     trained = [found.numel() * found.element_size() for found in model.parameters() if found.requires_grad]
     return Memory(

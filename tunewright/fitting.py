@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
-from tunewright import private_training, processes, tuning
+from tunewright import losses, optimizers, private_training, processes, tuning
 from tunewright.errors import UserError
 from tunewright.losses import LossParams, check_sample_weights, make_loss
 from tunewright.optimizers import OptimizerParams
@@ -124,6 +124,32 @@ class TrainingParams(tuning.TuningParams, OptimizerParams, LossParams):
         return found | _precision(self) | _processes(self)
 
 
+def faults(params: TrainingParams, task: TaskType) -> list[str]:
+    """What the params alone show not to fit the task; each fault in words. `build` refuses it."""
+    from tunewright import packing
+
+    found = [*losses.faults(params, task), *tuning.faults(params, task), *packing.faults(params.packing, task)]
+    metric = params.metric_for_best_model
+    known = ["eval_loss", *(f"eval_{name}" for name in task.watched_metrics)]
+    if metric not in known:
+        found.append(
+            f"finetune.metric_for_best_model: found {metric}; while training, {task.params.type} computes "
+            f"{', '.join(known)}. Take one of them."
+        )
+    mode, right = (params.lr_scheduler_kwargs or {}).get("mode"), _mode(metric, task)
+    if mode not in (None, right):
+        found.append(
+            f"finetune.lr_scheduler_kwargs.mode: found {mode}; expected {right}, for {metric} is better the "
+            f"{'lower' if right == 'min' else 'higher'} it is. Leave mode out."
+        )
+    return found
+
+
+def _mode(metric: str, task: TaskType) -> str:
+    """Whether less of a metric is better, min, or more, max: as PyTorch's schedulers call it."""
+    return "min" if metric.removeprefix("eval_") in ("loss", *task.lower_is_better) else "max"
+
+
 def read_split(tokens: Path, split: str) -> Any:
     """A split that `tokenize` wrote, as a Dataset."""
     from datasets import Dataset
@@ -154,12 +180,20 @@ def build(
     In one process, params for several give the same batches as those.
 
     Raises
-        UserError  a way or a loss that does not fit the base model or the task, a batch too small for the longest row.
+        UserError  a way or a loss that does not fit the base model or the task, a batch too small for the longest row,
+                   and whatever `faults` finds.
     """
     from tunewright import packing
     from tunewright.training import make_trainer
 
+    if found := faults(params, task):
+        raise UserError("\n".join(found))
     given = {**params.arguments(), "output_dir": str(folder), "seed": seed, **arguments}
+    # Left to itself Transformers takes more of whatever isn't called a loss for better, and its schedules less.
+    mode = _mode(given["metric_for_best_model"], task)
+    given["greater_is_better"] = mode == "max"
+    if given["lr_scheduler_type"] in optimizers.BY_METRIC:
+        given["lr_scheduler_kwargs"] = {**(given.get("lr_scheduler_kwargs") or {}), "mode": mode}
     together = params.num_processes if processes.count() == 1 else 1
     given["per_device_train_batch_size"] *= together
     longest = max(max(train["length"]), max(validation["length"]))
@@ -174,7 +208,7 @@ def build(
     loss = loss_of(params, base, train)
     rows, lengths = train, train["length"]
     if params.packing:
-        packing.check(base, tuning.peft_task_type(base) == "CAUSAL_LM", train)
+        packing.check(train)
         rows = packing.Packs(train)
         lengths = rows.lengths
         packing.check_separate(model, rows, pad_token_id)
@@ -196,13 +230,14 @@ def build(
         validation,
         collate=lambda batch: _batch(task.collate(batch, pad_token_id), batch, features),
         collate_for_training=for_training,
-        compute_metrics=task.compute_metrics if task.watch_metrics else None,
+        compute_metrics=task.compute_metrics if task.watched_metrics else None,
         callbacks=callbacks,
         keep_checkpoints=params.save_total_limit,
         loss=loss,
         layerwise_lr_decay=params.layerwise_lr_decay,
         train_lengths=lengths,
         max_tokens=None if max_tokens is None else max_tokens * together,
+        optimizer=params.optimizer(),
     )
     if undo is not None:
         trainer.restore_model = undo

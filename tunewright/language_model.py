@@ -46,7 +46,6 @@ class LanguageModel(TaskType):
     architectures: ClassVar[tuple[Architecture, ...]] = ("decoder",)
     pretrained: ClassVar[bool] = True
     likelihood: ClassVar[Likelihood] = "causal"
-    watch_metrics: ClassVar[bool] = False
     examples_title: ClassVar[str] = "The texts that surprised it most"
     pipeline_tag: ClassVar[str] = "text-generation"
 

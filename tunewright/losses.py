@@ -12,13 +12,17 @@ from pydantic import Field, model_validator
 
 from tunewright.errors import UserError
 from tunewright.params import Section
-from tunewright.task import SAMPLE_WEIGHT
+from tunewright.task import SAMPLE_WEIGHT, LabelKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tunewright.task import TaskType
+
 IGNORED = -100
 """The label of an item that has none, as everywhere in PyTorch and Transformers."""
+PROBLEMS: dict[LabelKind, str] = {"number": "regression", "set": "multi_label_classification"}
+"""The kinds of label that are not one out of several, and what Transformers calls such a job."""
 
 
 class LossParams(Section):
@@ -96,10 +100,35 @@ class Loss:
         return losses, known // max(labels.numel() // max(len(labels), 1), 1)
 
 
+def faults(params: LossParams, task: TaskType) -> list[str]:
+    """A loss that the task can't have, as far as params tell; each fault in words."""
+    given = params.class_weights
+    plain = params.loss == "cross_entropy" and given == "none" and not params.label_smoothing_factor
+    if task.label_kind in PROBLEMS and not plain:
+        return [_one_of_several(PROBLEMS[task.label_kind])]
+    if task.label_kind == "none" and given != "none":
+        return ["finetune.class_weights: a language model's classes are its whole vocabulary. Set class_weights: none."]
+    labels = len(task.label_names)
+    if isinstance(given, list) and len(given) != labels:
+        expected = f"expected one for each of the {labels} labels, in the order of task.labels"
+        return [f"finetune.class_weights: found {len(given)} weights; {expected}."]
+    return []
+
+
+def _one_of_several(problem: str) -> str:
+    return (
+        "finetune: loss, class_weights, label_smoothing_factor and sample weights are for one label out of several; "
+        f"this task is {problem.replace('_', ' ')}. Set loss: cross_entropy, class_weights: none and "
+        "label_smoothing_factor: 0.0."
+    )
+
+
 def make_loss(
     params: LossParams, model: Any, labels: Any, *, shift: bool, weighed_rows: bool, accumulated: bool
 ) -> Loss | None:
     """The loss that the params ask for, or None where the model's own does (with Trainer's label smoothing).
+
+    params: in which `faults` finds none.
 
     labels: of the training split, as its tokens hold them; `balanced` weights are made from them:
         rows / (classes · rows of the class), whose mean over the rows is 1.
@@ -107,48 +136,35 @@ def make_loss(
     accumulated: a step sums over several batches, so a loss that is a mean over one of them won't do.
 
     Raises
-        UserError  weights that do not match the classes, or labels of a kind that has no classes.
+        UserError  balanced weights of a label that has no row, or sample weights of labels that have no classes.
     """
     problem = getattr(model.config, "problem_type", None)
-    classes = problem not in ("regression", "multi_label_classification") and model.config.num_labels > 1
-    writes = shift or model.config.is_encoder_decoder  # its classes are its vocabulary
+    classes = problem not in PROBLEMS.values() and model.config.num_labels > 1
     plain = params.loss == "cross_entropy" and params.class_weights == "none" and not weighed_rows
-    if plain and (classes or not params.label_smoothing_factor):
-        # An encoder-decoder's own loss is a mean over one batch, and Trainer's smoothing takes its decoder's input.
-        own = shift or not classes or not (accumulated or model.config.is_encoder_decoder)
-        return None if own else Loss(smoothing=params.label_smoothing_factor, shift=False)
+    if plain:
+        # Trainer's smoothing takes an encoder-decoder's decoder input, and of a causal LM with a prompt or a prefix it
+        # shifts no labels. An encoder-decoder's own loss is a mean over one batch.
+        needed = params.label_smoothing_factor > 0 if shift else accumulated or model.config.is_encoder_decoder
+        return Loss(smoothing=params.label_smoothing_factor, shift=shift) if classes and needed else None
     if not classes:
-        raise UserError(
-            "finetune: loss, class_weights, label_smoothing_factor and sample weights are for one label out of "
-            f"several; this task is {str(problem).replace('_', ' ')}. Set loss: cross_entropy, class_weights: none "
-            "and label_smoothing_factor: 0.0."
-        )
+        raise UserError(_one_of_several(str(problem)))
     return Loss(
         gamma=params.focal_gamma or 0.0,
-        class_weights=_class_weights(params, model.config.num_labels, labels, of_tokens=writes),
+        class_weights=_class_weights(params, model.config.num_labels, labels),
         smoothing=params.label_smoothing_factor,
         shift=shift,
     )
 
 
-def _class_weights(params: LossParams, classes: int, labels: Any, *, of_tokens: bool) -> list[float] | None:
+def _class_weights(params: LossParams, classes: int, labels: Any) -> list[float] | None:
     import numpy as np
 
     asked = params.class_weights
+    if isinstance(asked, list):
+        return asked
     if asked == "none":
         return None
     flat = np.hstack(list(labels))
-    if of_tokens or flat.max() >= classes:  # as of masked tokens, whose model says nothing of classes
-        raise UserError(
-            "finetune.class_weights: a language model's classes are its whole vocabulary. Set class_weights: none."
-        )
-    if isinstance(asked, list):
-        if len(asked) != classes:
-            raise UserError(
-                f"finetune.class_weights: found {len(asked)} weights; expected one for each of the {classes} labels, "
-                "in the order of task.labels."
-            )
-        return asked
     counts = np.bincount(flat[flat != IGNORED], minlength=classes)
     if not counts.all():
         missing = [int(at) for at in np.flatnonzero(counts == 0)]

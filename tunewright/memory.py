@@ -25,7 +25,7 @@ one of 8/3)."""
 LOGITS_COPIES = 2
 """Of the logits: while the loss goes backwards, their log-softmax and the gradient are both there."""
 
-STATES = {"adamw_torch_fused": 2, "adamw_torch": 2, "sgd": 0, "rmsprop": 1, "adagrad": 1, "adafactor": 0}
+STATES = {"adamw_torch_fused": 2, "adamw_torch": 2, "adam": 2, "sgd": 0, "rmsprop": 1, "adagrad": 1, "adafactor": 0}
 """Floats of the optimizer's state for each trained weight, without momentum. Of Adafactor there are some rows and
 columns only."""
 
@@ -37,8 +37,8 @@ ADAPTER_SHARE = 0.02
 def optimizer_bytes(optim: str, shapes: Iterable[Sequence[int]], momentum: float | None) -> int:
     """Bytes of the optimizer's states for trained weights of these shapes.
 
-    AdamW keeps two moments (Kingma and Ba 2015), RMSprop and Adagrad the squares, SGD nothing; momentum is one float
-    more. Adafactor keeps of a matrix its rows' and columns' sums alone (Shazeer and Stern 2018), of a vector all.
+    AdamW and Adam keep two moments (Kingma and Ba 2015), RMSprop and Adagrad the squares, SGD nothing; momentum is one
+    float more. Adafactor keeps of a matrix its rows' and columns' sums alone (Shazeer and Stern 2018), of a vector all.
     """
     each = STATES[optim] + (1 if momentum else 0)
     floats = 0

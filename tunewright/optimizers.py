@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from tunewright.params import Section
 
-Optim = Literal["adamw_torch_fused", "adamw_torch", "sgd", "rmsprop", "adafactor", "adagrad"]
+Optim = Literal["adamw_torch_fused", "adamw_torch", "adam", "sgd", "rmsprop", "adafactor", "adagrad"]
 Schedule = Literal[
     "linear",
     "cosine",
@@ -24,7 +24,7 @@ Schedule = Literal[
     "warmup_stable_decay",
     "greedy",
 ]
-ADAM = ("adamw_torch_fused", "adamw_torch")
+ADAM = ("adamw_torch_fused", "adamw_torch", "adam")
 BELONGS = {
     "momentum": ("sgd", "rmsprop"),
     "nesterov": ("sgd",),
@@ -61,6 +61,10 @@ SCHEDULE_KWARGS: Mapping[str, tuple[str, ...]] = {
 """What each schedule takes, as its function in Transformers has it: a test holds the two together."""
 
 
+BY_METRIC = ("reduce_lr_on_plateau", "greedy")
+"""The schedules that follow `metric_for_best_model`."""
+WITHOUT_WARMUP = ("constant", *BY_METRIC)
+"""The schedules to which Transformers hands no warm-up."""
 STEP_COUNTS = ("num_decay_steps", "num_stable_steps", "timescale")
 """Those of them that count optimizer steps."""
 
@@ -109,6 +113,11 @@ class OptimizerParams(Section):
         ]
         if kind == "warmup_stable_decay" and "num_decay_steps" not in given:
             faults.append("lr_scheduler_kwargs.num_decay_steps with warmup_stable_decay")
+        if kind in WITHOUT_WARMUP and self.warmup_steps:
+            faults.append(
+                f"warmup_steps 0 with lr_scheduler_type {kind}, which has no warm-up (found {self.warmup_steps:g}; "
+                "constant_with_warmup has one)"
+            )
         if "min_lr_rate" in known and ("min_lr" in given) == ("min_lr_rate" in given):
             faults.append(f"one of min_lr and min_lr_rate in lr_scheduler_kwargs with {kind}")
         if faults:
@@ -120,11 +129,28 @@ class OptimizerParams(Section):
         ours = {"momentum", "nesterov", "rmsprop_alpha", "layerwise_lr_decay"}
         named = set(OptimizerParams.model_fields) - ours
         found = self.model_dump(include=named, exclude_none=True)
+        if self.optim == "adam":
+            del found["optim"]  # `optimizer` gives it
         if self.optim in ("sgd", "rmsprop"):
             values = {"momentum": self.momentum, "nesterov": self.nesterov, "alpha": self.rmsprop_alpha}
             # `repr` gives the shortest text that reads back as the same number.
             found["optim_args"] = ",".join(f"{key}={value!r}" for key, value in values.items() if value is not None)
         return found
+
+    def optimizer(self) -> tuple[type[Any], dict[str, Any]] | None:
+        """The class of an optimizer that `TrainingArguments` has no name for, and its settings; None for any other.
+
+        adam: the classical one (Kingma and Ba 2015), whose weight decay is an L2 penalty: it is added to the gradient,
+        and so goes through both moments. AdamW (Loshchilov and Hutter 2019) takes it off the weights themselves.
+        """
+        if self.optim != "adam":
+            return None
+        import torch
+
+        first = 0.9 if self.adam_beta1 is None else self.adam_beta1
+        second = 0.999 if self.adam_beta2 is None else self.adam_beta2
+        epsilon = 1e-8 if self.adam_epsilon is None else self.adam_epsilon
+        return torch.optim.Adam, {"lr": self.learning_rate, "betas": (first, second), "eps": epsilon}
 
 
 def scaled_schedule(params: OptimizerParams, share: float) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from tunewright.task import SAMPLE_WEIGHT
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tunewright.task import TaskType
+
 TOLERANCE = 1e-3
 """Of the largest logit: what may lie between a row in a pack and the same row alone. Rounding gives 1e-6; a row that
 sees its neighbour gives 0.1 and more."""
@@ -61,18 +63,20 @@ def collate(packs: Sequence[dict[str, Any]], pad_token_id: int) -> dict[str, Any
     return {name: torch.tensor(values) for name, values in filled.items()}
 
 
-def check(model: Any, is_causal_lm: bool, rows: Any) -> None:
-    """Refuse packing where it has no sense or would be wrong.
+def faults(packing: bool, task: TaskType) -> list[str]:
+    """Packing where it has no sense, in words."""
+    if not packing or task.likelihood == "causal":
+        return []
+    why = f"for causal language models only; a model of {task.params.type} is none"
+    return [f"finetune.packing: {why}. Set packing: false; max_tokens_per_batch spares padding for any model."]
+
+
+def check(rows: Any) -> None:
+    """Refuse rows that can't be packed.
 
     Raises
-        UserError  for a model that is no causal language model, rows with weights of their own, and a model whose
-                   rows see each other.
+        UserError  for rows with weights of their own.
     """
-    if not is_causal_lm:
-        raise UserError(
-            f"finetune.packing: for causal language models only; this job trains a {type(model).__name__}. "
-            "Set packing: false; max_tokens_per_batch spares padding for any model."
-        )
     if SAMPLE_WEIGHT in rows.column_names:
         raise UserError(
             f"finetune.packing: the training split has a column {SAMPLE_WEIGHT}, and a pack has no single weight. "

@@ -25,6 +25,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from tunewright.batches import padded_to_real, sorted_batches
 from tunewright.errors import UserError
+from tunewright.optimizers import BY_METRIC
 from tunewright.params import Section
 from tunewright.task import CANARY, SAMPLE_WEIGHT
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from tunewright.training import ExactTrainer
 
 WAYS = ("full", "freeze", "head", "lora")
-BY_METRIC = ("reduce_lr_on_plateau", "greedy")
 GRADIENT_TOLERANCE = 1e-3
 HERE = "finetune.differential_privacy"
 SEEDED = (
@@ -142,6 +142,8 @@ def train_privately(trainer: ExactTrainer, params: Any, seed: int, rows: int) ->
     from opacus.accountants import create_accountant
     from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 
+    from tunewright.training import check_finite
+
     asked = params.differential_privacy
     batch = params.per_device_train_batch_size * params.gradient_accumulation_steps
     rate, steps = _plan(params, batch, rows)
@@ -188,6 +190,7 @@ def train_privately(trainer: ExactTrainer, params: Any, seed: int, rows: int) ->
         trainer.lr_scheduler.step()
         state.global_step += 1
         state.epoch = state.global_step * rate
+        check_finite({"grad_norm": grad_norm}, trainer.args, state)
         if state.global_step % params.logging_steps == 0 and losses:
             mean = sum(losses) / len(losses)
             trainer.log({"loss": mean, "grad_norm": grad_norm, "learning_rate": learning_rate})

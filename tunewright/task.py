@@ -88,9 +88,9 @@ class TaskType:
     likelihood: ClassVar[Likelihood] = "none"
     """How likely the model holds any text to be, so that suites of sentences can be put to it. causal: from each token
     to the next. masked: each token from all others. none: it can't be asked that."""
-    watch_metrics: ClassVar[bool] = True
-    """Whether `compute_metrics` is called while training. Logits over a vocabulary are too large to be kept: such a
-    job watches the loss alone."""
+    watched_metrics: ClassVar[tuple[str, ...]] = ()
+    """What `compute_metrics` gives while training, of `metric_names`; where that is nothing it isn't called. Logits
+    over a vocabulary are too large to be kept: such a job watches the loss alone."""
     in_percent: ClassVar[frozenset[str]] = frozenset()
     """Those of `metric_names`, and `score_name`, that are shares from 0 to 1 and are shown so."""
     score_name: ClassVar[str] = "score"

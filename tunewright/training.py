@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ from tunewright.tuning import layers
 WEIGHTS = "model.safetensors"
 CollateForTraining = Callable[[list[dict[str, Any]], int], dict[str, Any]]
 """Rows and an epoch (from 0) → a batch."""
+LOOKED_AT = 10
+"""Of so many steps between two logs one is looked at for a NaN, where that makes the processor wait for a GPU."""
 HISTORY_KEYS = ("loss", "grad_norm", "learning_rate")
 
 
@@ -70,6 +72,7 @@ class ExactTrainer(Trainer):
     - Evaluation computes rows sorted by length; its loss is the mean over all items, however they are batched.
     - The gradient of a step is that of the mean loss over all its items, in whatever batches and processes.
     - A batch of training may depend on its epoch, and on nothing else that a killed run would forget.
+    - A NaN ends it within a few steps, however seldom is logged.
 
     train_lengths: in tokens, of what `train_dataset` gives.   layerwise_lr_decay: see `optimizers.layerwise_groups`.
     loss: in place of the model's own.   max_tokens: padded tokens of a batch, in place of a number of rows.
@@ -148,13 +151,14 @@ class ExactTrainer(Trainer):
             self.args.weight_decay,
             set(self.get_decay_parameter_names(self.model)),
         )
-        optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        optimizer, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, self.model)
         self.optimizer: Any = optimizer(groups, **settings)
         return self.optimizer
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
-        if not self.loss_is_a_batch_mean:
+        if not self.loss_is_a_batch_mean and self.compute_loss_func is None:
             return super()._get_num_items_in_batch(batch_samples, device)
+        # Trainer does not know of every causal LM that its first label is nothing to foretell (of GPT-2 it doesn't).
         items = torch.tensor(sum(self._items(batch["labels"]) for batch in batch_samples), device=device)
         return self.accelerator.gather(items).sum()
 
@@ -167,7 +171,7 @@ class ExactTrainer(Trainer):
             outputs = model(**inputs, **decoder_inputs(self.model, labels))
             loss = self.compute_loss_func(outputs.logits, labels, weights)
             if num_items_in_batch is None:
-                loss = loss / (labels != IGNORED).sum()
+                loss = loss / self._items(labels)
             else:
                 loss = loss * self.args.world_size / num_items_in_batch
         elif self.loss_is_a_batch_mean and num_items_in_batch is not None:
@@ -239,6 +243,14 @@ class ExactTrainer(Trainer):
             watched = denumpify_detensorize(self.compute_metrics(EvalPrediction(logits, expected)))
             metrics |= {f"{metric_key_prefix}_{name}": value for name, value in watched.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
+
+    def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, *given: Any, **more: Any) -> None:
+        # What is logged is looked at there (StopOnNaN). `tr_loss` sums the losses since the last log.
+        every = 1 if self.args.device.type == "cpu" else LOOKED_AT
+        if not self.control.should_log and self.state.global_step % every == 0:
+            # There is no gradient yet where a resumed run finds its epoch at its end.
+            check_finite({"loss": float(tr_loss), "grad_norm": float(grad_norm or 0.0)}, self.args, self.state)
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *given, **more)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir)
@@ -348,19 +360,32 @@ class Diverged(UserError):
     """A training whose loss or gradient is no number any more."""
 
 
+def check_finite(values: Mapping[str, float], args: TrainingArguments, state: TrainerState) -> None:
+    """End a training that has diverged: what is NaN once stays NaN, and the time is lost.
+
+    values: loss, grad_norm, eval_loss, or some of them. In fp16 a gradient may be infinite: its scale was too high,
+    and the optimizer leaves that step out.
+
+    Raises
+        Diverged  naming the first that is no finite number.
+    """
+    keys = ("loss", "eval_loss") if args.fp16 else ("loss", "grad_norm", "eval_loss")
+    bad = [key for key in keys if not math.isfinite(values.get(key, 0.0))]
+    if bad:
+        raise Diverged(
+            f"training diverged: {bad[0]} is {values[bad[0]]} at step {state.global_step}. "
+            f"Lower finetune.learning_rate (found {args.learning_rate:g}) "
+            f"or finetune.max_grad_norm (found {args.max_grad_norm:g})."
+        )
+
+
 class StopOnNaN(TrainerCallback):
-    """Ends a training that has diverged: what is NaN once stays NaN, and the time is lost."""
+    """Ends a training that has diverged, where it is logged or evaluated."""
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
     ) -> None:
-        bad = [key for key in ("loss", "grad_norm", "eval_loss") if not math.isfinite(logs.get(key, 0.0))]
-        if bad:
-            raise Diverged(
-                f"training diverged: {bad[0]} is {logs[bad[0]]} at step {state.global_step}. "
-                f"Lower finetune.learning_rate (found {args.learning_rate:g}) "
-                f"or finetune.max_grad_norm (found {args.max_grad_norm:g})."
-            )
+        check_finite(logs, args, state)
 
 
 class Curves(TrainerCallback):
@@ -475,8 +500,11 @@ def make_trainer(
     collate_for_training: CollateForTraining | None = None,
     train_lengths: list[int] | None = None,
     max_tokens: int | None = None,
+    optimizer: tuple[type[Any], dict[str, Any]] | None = None,
 ) -> ExactTrainer:
     """A Trainer with what every exact run needs, around the user's own `arguments`, which come before it.
+
+    optimizer: its class and settings, in place of that which the arguments name.
 
     train_lengths, max_tokens: see `ExactTrainer`; lengths are the column `length` where none are given.
     compute_metrics: from logits and labels; None where no logits are kept, and the loss alone is watched.
@@ -511,6 +539,7 @@ def make_trainer(
         data_collator=collate,
         compute_metrics=None if compute_metrics is None else metrics,
         callbacks=[*callbacks, StopOnNaN(), Progress()],
+        optimizer_cls_and_kwargs=optimizer,
         train_lengths=train["length"] if train_lengths is None else train_lengths,
         keep_checkpoints=keep_checkpoints,
         loss=loss,

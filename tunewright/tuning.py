@@ -95,6 +95,27 @@ class TuningParams(Section):
         return self
 
 
+def faults(params: TuningParams, task: TaskType) -> list[str]:
+    """A way that the task can't be tuned by, whatever its base model; each fault in words."""
+    way = params.finetuning_type
+    if way == "head" and task.pretrained and "encoder" not in task.architectures:
+        return [_nothing_new(task, "base model")]  # on top of an encoder, or between two, there may be
+    if way in VIRTUAL_TOKENS and task.likelihood == "masked":
+        return [_unknown_to_peft(way, "masked language models")]
+    return []
+
+
+def _nothing_new(task: TaskType, model: str) -> str:
+    return (
+        "finetune.finetuning_type: head trains what is new on top of the base model; with "
+        f"task.type {task.params.type} nothing is new in a {model}. Take freeze or lora."
+    )
+
+
+def _unknown_to_peft(way: str, models: str) -> str:
+    return f"finetune.finetuning_type: {way} is not known to PEFT for {models}. Take lora."
+
+
 def load(task: TaskType, folder: Path, settings: dict[str, Any], params: TuningParams) -> Any:
     """The base model as the way wants it; for qlora its body in 4 bits.
 
@@ -190,10 +211,7 @@ def prepare(model: Any, task: TaskType, params: TuningParams, longest: int) -> A
         model.requires_grad_(False)
         head = task.head_modules(model)
         if way == "head" and not head:
-            raise UserError(
-                "finetune.finetuning_type: head trains what is new on top of the base model; with "
-                f"task.type {task.params.type} nothing is new in a {type(model).__name__}. Take freeze or lora."
-            )
+            raise UserError(_nothing_new(task, type(model).__name__))
         for module in head:
             module.requires_grad_(True)
     if way == "freeze":
@@ -394,10 +412,7 @@ def _ia3_targets(model: Any, params: TuningParams) -> tuple[list[str], list[str]
 
 def _check_room(model: Any, params: TuningParams, longest: int) -> None:
     if peft_task_type(model) is None:
-        raise UserError(
-            f"finetune.finetuning_type: {params.finetuning_type} is not known to PEFT for {type(model).__name__}. "
-            "Take lora."
-        )
+        raise UserError(_unknown_to_peft(params.finetuning_type, type(model).__name__))
     room = getattr(getattr(model.config, "encoder", model.config), "max_position_embeddings", None)
     count = cast("int", params.num_virtual_tokens)
     if room is not None and longest + count > room:

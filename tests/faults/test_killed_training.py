@@ -156,11 +156,22 @@ def test_no_space_left_is_seen_before_training_or_leaves_the_checkpoint_before_i
         assert (again.model, again.report) == (whole.model, whole.report)
 
 
-def test_a_checkpoint_of_other_params_or_threads_is_never_resumed(trainings, folder):
-    killed(trainings, folder, Kill("step", 7))
-    for threads, changes in ((1, {"learning_rate": 2e-3}), (2, {})):
-        other = trainings(folder, threads, max_steps=4, **changes)
+def test_a_checkpoint_of_other_params_data_or_threads_is_never_resumed(trainings, folder):
+    short = {"max_steps": 8}
+    killed(trainings, folder, Kill("step", 7), **short)
+    train, validation = folder / "tokens/train.arrow", folder / "tokens/validation.arrow"
+    before = train.read_bytes()
+    # One thing at a time is another than in the training that was killed.
+    for threads, changes, rows in (
+        (2, {}, before),
+        (1, {"learning_rate": 2e-3}, before),
+        (1, {}, validation.read_bytes()),
+    ):
+        train.write_bytes(rows)
+        other = trainings(folder, threads, **{**short, **changes})
         assert other.status == 0 and "going on from" not in other.printed
+    train.write_bytes(before)
+    assert "going on from checkpoint-4" in trainings(folder, **short).printed
 
 
 def test_a_training_that_diverges_stops_and_keeps_its_last_finite_checkpoint(trainings, folder):

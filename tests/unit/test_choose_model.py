@@ -19,7 +19,7 @@ SMALL = {"hidden_size": 100, "num_hidden_layers": 2, "vocab_size": 1000, "max_le
 
 class LanguageModel(Task):
     architectures = ("decoder", "encoder_decoder")
-    watch_metrics = False
+    watched_metrics = ()
 
 
 def candidate(name: str, parameters: int, **more: Any) -> Candidate:

@@ -146,7 +146,7 @@ def test_less_is_kept_where_less_is_trained_and_where_it_is_computed_again(tiny_
 
 
 class LanguageModel(Task):
-    watch_metrics = False
+    watched_metrics = ()
 
     def from_config(self, config: Any) -> Any:
         from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM

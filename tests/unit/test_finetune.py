@@ -133,6 +133,7 @@ def goes_on_as_if_never_stopped(paths: FinetunePaths, chosen: FinetuneParams, pr
 
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adam": {"optim": "adam", "adam_beta1": 0.8},
     "sgd": {"optim": "sgd", "momentum": 0.9, "nesterov": True},
     "rmsprop": {"optim": "rmsprop", "rmsprop_alpha": 0.9, "momentum": 0.5, "learning_rate": 1e-4},
     "adafactor": {"optim": "adafactor", "lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {}},
@@ -292,11 +293,40 @@ def test_bf16_is_refused_where_the_processor_lacks_it(paths):
         ({"finetuning_type": "head", "gradient_checkpointing": True}, "gradient_checkpointing false"),
         ({"bf16": True, "fp16": True}, "at most one of bf16 and fp16"),
         ({"eval_steps": 5}, "a multiple of logging_steps"),
+        ({"lr_scheduler_type": "constant", "warmup_steps": 0.1}, "found 0.1; constant_with_warmup has one"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau", "warmup_steps": 5}, "has no warm-up"),
+        ({"lr_scheduler_type": "greedy", "warmup_steps": 5}, "has no warm-up"),
     ],
 )
 def test_settings_that_make_no_sense_together_are_refused(changes, message):
     with pytest.raises(ValidationError, match=message):
         params(**changes)
+
+
+def test_a_nan_is_seen_long_before_the_next_log(paths):
+    # Each step of AdamW multiplies the weights by 1 - 10 · 10.
+    diverging = {"learning_rate": 10.0, "weight_decay": 10.0, "lr_scheduler_type": "constant", "max_steps": 200}
+    steps = []
+    for logging_steps in (1, 200):
+        with pytest.raises(UserError, match="training diverged") as told:
+            run(paths, params(**diverging, eval_steps=200, logging_steps=logging_steps), TASK, seed=1, num_threads=1)
+        steps.append(int(re.search(r"at step (\d+)", str(told.value))[1]))
+    first, seen = steps
+    assert 1 < first <= seen <= first + 10  # on a GPU only one step in ten is looked at
+
+
+def test_in_fp16_an_infinite_gradient_is_a_step_that_is_left_out(tmp_path):
+    from transformers import TrainerState, TrainingArguments
+
+    from tunewright.training import Diverged, check_finite
+
+    arguments, state = TrainingArguments(output_dir=str(tmp_path)), TrainerState()
+    with pytest.raises(Diverged, match="grad_norm is inf at step 0"):
+        check_finite({"grad_norm": float("inf")}, arguments, state)
+    arguments.fp16 = True
+    check_finite({"grad_norm": float("inf")}, arguments, state)
+    with pytest.raises(Diverged, match="loss is nan"):
+        check_finite({"loss": float("nan")}, arguments, state)
 
 
 def test_gradient_checkpointing_gives_the_same_weights(paths):

@@ -37,6 +37,7 @@ def trainer(tmp_path: Path, model: Any, rows: int, task: Any = TASK, **changes: 
         keep_checkpoints=1,
         loss=loss_of(chosen, model, train),
         layerwise_lr_decay=chosen.layerwise_lr_decay,
+        optimizer=chosen.optimizer(),
     )
 
 
@@ -87,7 +88,7 @@ def steps(gradients: list[float], tmp_path: Path, tiny_model: Path, **changes: A
     import torch
 
     asked = trainer(tmp_path, load(tiny_model), 8, learning_rate=0.1, **changes)
-    kind, settings = asked.get_optimizer_cls_and_kwargs(asked.args)
+    kind, settings = asked.optimizer_cls_and_kwargs or asked.get_optimizer_cls_and_kwargs(asked.args)
     weight = torch.nn.Parameter(torch.tensor(1.0))
     optimizer = kind([{"params": [weight], "weight_decay": asked.args.weight_decay}], **settings)
     found = []
@@ -98,7 +99,7 @@ def steps(gradients: list[float], tmp_path: Path, tiny_model: Path, **changes: A
     return found
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
+@pytest.mark.parametrize("optim", ["adam", "adamw_torch", "adamw_torch_fused"])
 def test_adam_by_hand(tmp_path, tiny_model, optim):
     settings = {"optim": optim, "adam_beta1": 0.9, "adam_beta2": 0.99, "adam_epsilon": 1e-12}
     # First: both moments are corrected to the gradient itself, so the step is the rate.
@@ -106,8 +107,27 @@ def test_adam_by_hand(tmp_path, tiny_model, optim):
     # the step is 0.1 · 0.2105263 / 0.7893767 = 0.0266699.
     found = steps([1.0, -0.5], tmp_path, tiny_model, **settings)
     assert found == pytest.approx([0.9, 0.8733301], abs=1e-6)
-    # Decoupled decay: the weight is first multiplied by 1 − 0.1·0.2.
-    assert steps([1.0], tmp_path, tiny_model, **settings, weight_decay=0.2) == pytest.approx([0.88], abs=1e-6)
+    decayed = steps([-0.1, -0.5], tmp_path, tiny_model, **settings, weight_decay=0.2)
+    if optim == "adam":
+        # L2 in the gradient: −0.1 + 0.2·1 = 0.1, whose step is the rate; then −0.5 + 0.2·0.9 = −0.32:
+        # m = 0.9·0.01 − 0.1·0.32 = −0.023, m̂ = −0.023/0.19; v = 0.99·0.0001 + 0.01·0.1024 = 0.001123, v̂ = v/0.0199;
+        # the step is −0.1 · 0.1210526 / 0.2375556 = −0.0509576.
+        assert decayed == pytest.approx([0.9, 0.9509576], abs=1e-6)
+    else:
+        # Decoupled: the weight is first multiplied by 1 − 0.1·0.2, and the step is that of −0.1: the rate.
+        assert decayed[0] == pytest.approx(1.08, abs=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{}, {"layerwise_lr_decay": 0.5}])
+def test_adam_is_what_trains_with_its_settings_and_decay(tmp_path, tiny_model, changes):
+    import torch
+
+    asked = trainer(tmp_path, load(tiny_model), 8, optim="adam", adam_beta2=0.99, weight_decay=0.2, **changes)
+    optimizer = asked.create_optimizer()
+    assert type(optimizer) is torch.optim.Adam
+    assert (optimizer.defaults["betas"], optimizer.defaults["eps"]) == ((0.9, 0.99), 1e-8)
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.2}
+    assert max(group["lr"] for group in optimizer.param_groups) == asked.args.learning_rate
 
 
 def test_rmsprop_by_hand(tmp_path, tiny_model):

@@ -15,7 +15,7 @@ from tunewright.batches import packed
 from tunewright.errors import UserError
 from tunewright.files import write_json
 from tunewright.params import TaskParams
-from tunewright.task import TaskType
+from tunewright.task import Likelihood, TaskType
 
 END = 1
 
@@ -23,7 +23,7 @@ END = 1
 class Writing(TaskType):
     """A causal language model whose rows are padded with the end of a text, as those of many models are."""
 
-    watch_metrics: ClassVar[bool] = False
+    likelihood: ClassVar[Likelihood] = "causal"
 
     def collate(self, rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Any]:
         import torch
@@ -192,10 +192,42 @@ def test_packing_is_refused_where_it_makes_no_sense(tmp_path, tiny_model, monkey
     write_json(Path("features/features.json"), {"applies": False})
     places = {name: Path(name) for name in ("tokens", "features", "curves", "find_lr_report")}
     found = FinetunePaths(base_model=tiny_model, tuned_model=Path("tuned"), **places)
-    with pytest.raises(UserError, match=r"causal language models only; this job trains a BertForSequenceClass"):
+    with pytest.raises(UserError, match="causal language models only; a model of text_classification is none"):
         run(found, params(packing=True), TASK, seed=1, num_threads=1)
     with pytest.raises(ValueError, match="packing false with finetuning_type prefix"):
         params(packing=True, finetuning_type="prefix", num_virtual_tokens=4)
+
+
+@pytest.mark.parametrize("way", ["lora", "prefix", "prompt"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_smoothed_labels_are_those_of_the_next_token_whatever_is_in_front(tmp_path, kind, way):
+    import numpy as np
+    import torch
+
+    from tunewright import fitting
+
+    make(kind).save_pretrained(tmp_path / "base")
+    of_way = {**LORA, "lora_dropout": 0.0} if way == "lora" else {"num_virtual_tokens": 4}
+    asked = chosen(packing=False, finetuning_type=way, **of_way, label_smoothing_factor=0.2, max_steps=1)
+    few = rows(12)
+    trainer = fitting.build(WRITING, tmp_path / "base", few, few, asked, 7, tmp_path / "checkpoints", [])
+    batch = trainer.data_collator([few[row] for row in range(12)])
+    with torch.inference_mode():
+        logits = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        counted = trainer._get_num_items_in_batch([batch], trainer.args.device)
+        found = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=counted)
+    scores = logits.double().numpy()[:, -batch["labels"].shape[1] :]  # a prompt has logits of its own
+    losses = []
+    for row in range(12):
+        for at, label in list(enumerate(few[row]["labels"]))[1:]:
+            if label != -100:
+                before = scores[row, at - 1]
+                log_p = before - np.log(np.exp(before).sum())
+                losses.append(-0.8 * log_p[label] - 0.2 * log_p.mean())
+    assert counted == len(losses)
+    assert found.item() == pytest.approx(np.mean(losses), rel=1e-5)
+    evaluated = trainer.evaluation_loop(trainer.get_eval_dataloader(), "").metrics["eval_loss"]
+    assert evaluated == pytest.approx(np.mean(losses), rel=1e-5)
 
 
 def test_a_model_whose_rows_see_each_other_is_refused():

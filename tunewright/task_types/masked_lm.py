@@ -50,7 +50,6 @@ class Task(TaskType):
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"masked_bits", "masked_perplexity"})
     pretrained: ClassVar[bool] = True
     likelihood: ClassVar[Likelihood] = "masked"
-    watch_metrics: ClassVar[bool] = False
     in_percent: ClassVar[frozenset[str]] = frozenset({"masked_accuracy"})
     score_name: ClassVar[str] = "masked_accuracy"
     examples_title: ClassVar[str] = "Rows that it knows least"

@@ -40,6 +40,7 @@ class Task(TaskType):
     label_kind: ClassVar[LabelKind] = "set"
     metric_names: ClassVar[tuple[str, ...]] = ("micro_f1", "macro_f1", "subset_accuracy", "loss")
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss"})
+    watched_metrics: ClassVar[tuple[str, ...]] = ("micro_f1", "macro_f1")
     in_percent: ClassVar[frozenset[str]] = frozenset({"subset_accuracy", "all labels right"})
     score_name: ClassVar[str] = "all labels right"
     examples_title: ClassVar[str] = "Costliest errors"

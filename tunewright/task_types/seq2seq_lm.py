@@ -67,7 +67,6 @@ class Task(TaskType):
     architectures: ClassVar[tuple[Architecture, ...]] = ("encoder_decoder", "encoder")
     generates: ClassVar[bool] = True
     pretrained: ClassVar[bool] = True
-    watch_metrics: ClassVar[bool] = False
     in_percent: ClassVar[frozenset[str]] = frozenset({"exact_match"})
     score_name: ClassVar[str] = "chrF"
     examples_title: ClassVar[str] = "The texts furthest from what was expected"

@@ -58,7 +58,6 @@ class Task(TaskType):
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"span_bits", "span_perplexity"})
     architectures: ClassVar[tuple[Architecture, ...]] = ("encoder_decoder",)
     pretrained: ClassVar[bool] = True
-    watch_metrics: ClassVar[bool] = False
     in_percent: ClassVar[frozenset[str]] = frozenset({"span_accuracy"})
     score_name: ClassVar[str] = "span_accuracy"
     examples_title: ClassVar[str] = "Rows that it knows least"

@@ -39,6 +39,7 @@ class Task(TaskType):
     label_kind: ClassVar[LabelKind] = "one"
     metric_names: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "ece", "brier", "loss")
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"ece", "brier", "loss"})
+    watched_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1")
     in_percent: ClassVar[frozenset[str]] = frozenset({"accuracy"})
     score_name: ClassVar[str] = "accuracy"
     examples_title: ClassVar[str] = "Most confident errors"

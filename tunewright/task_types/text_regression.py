@@ -46,6 +46,7 @@ class Task(TaskType):
     label_kind: ClassVar[LabelKind] = "number"
     metric_names: ClassVar[tuple[str, ...]] = ("rmse", "mae", "r2", "pearson", "spearman")
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"rmse", "mae"})
+    watched_metrics: ClassVar[tuple[str, ...]] = ("rmse", "mae")
     score_name: ClassVar[str] = "minus the absolute error"
     examples_title: ClassVar[str] = "Largest errors"
     pipeline_tag: ClassVar[str] = "text-classification"

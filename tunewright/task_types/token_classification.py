@@ -50,6 +50,7 @@ class Task(TaskType):
     columns: ClassVar[tuple[str, ...]] = ("text", "label")
     label_kind: ClassVar[LabelKind] = "sequence"
     metric_names: ClassVar[tuple[str, ...]] = ("entity_f1", "macro_f1", "accuracy")
+    watched_metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
     in_percent: ClassVar[frozenset[str]] = frozenset({"accuracy"})
     score_name: ClassVar[str] = "accuracy"
     pipeline_tag: ClassVar[str] = "token-classification"
