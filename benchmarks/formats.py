@@ -24,17 +24,20 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.scratch import table
+from tunewright.answering import Answering
 from tunewright.batches import sorted_batches
 from tunewright.compute import decoder_inputs, open_tuned, read_tokens, set_up
+from tunewright.exported import Exported
 from tunewright.files import read_json
 from tunewright.likelihood import token_batches
 from tunewright.params import load_params
+from tunewright.proofs import VERIFIED, writes
 from tunewright.runtime import Runtime
 from tunewright.task import load_task
 
 ROUNDS = 3
 BATCH_SIZE = 32
-BESIDE = (".json", ".jinja", ".md", "VERIFIED")
+BESIDE = (".json", ".jinja", ".md", VERIFIED)
 """Not counted as size: the tokenizer, the config, the card, what was verified."""
 FIRST = 2**30
 """The step from the first token beyond the last."""
@@ -60,15 +63,15 @@ def main(folder: Path) -> dict[str, Any]:
     set_up(params.num_threads, params.seed)
     task = load_task(params.task)
     export, converted = params.path("export"), params.path("converted")
-    verified = {file.parent.name: read_json(file) for file in sorted(converted.glob("*/VERIFIED"))}
-    exported = read_json(params.path("export_report"))
+    verified = {file.parent.name: read_json(file) for file in sorted(converted.glob(f"*/{VERIFIED}"))}
+    proven = read_json(export / VERIFIED)["forms"]
     model = open_tuned(task, export).eval()
     tokens = read_tokens(params.path("tokens") / "test.arrow").drop_columns(["row_id"]).to_pylist()
-    writes = task.generates or task.likelihood == "causal"
-    lengths = [max(row["length"], len(row["labels"]) if writes else 0) for row in tokens]
-    vocabulary = model.get_output_embeddings().weight.shape[0] if writes else 0
+    of_text = writes(task)
+    lengths = [max(row["length"], len(row["labels"]) if of_text else 0) for row in tokens]
+    vocabulary = model.get_output_embeddings().weight.shape[0] if of_text else 0
     batches = []
-    for members in token_batches(lengths, BATCH_SIZE, vocabulary) if writes else sorted_batches(lengths, BATCH_SIZE):
+    for members in token_batches(lengths, BATCH_SIZE, vocabulary) if of_text else sorted_batches(lengths, BATCH_SIZE):
         inputs = task.collate([tokens[at] for at in members], model.config.pad_token_id or 0)
         inputs |= decoder_inputs(model, inputs.pop("labels"))
         batches.append({name: values.numpy() for name, values in inputs.items()})
@@ -77,12 +80,11 @@ def main(folder: Path) -> dict[str, Any]:
         with torch.inference_mode():
             return model(**{name: torch.from_numpy(values) for name, values in inputs.items()}).logits
 
-    runtimes = {name: Runtime(name, converted / name, params.num_threads) for name in verified}
+    runtimes: dict[str, Answering] = {name: Runtime(name, converted / name, params.num_threads) for name in verified}
     asked: dict[str, Callable[[dict[str, Any]], Any]] = {"PyTorch": by_torch}
-    if "onnx" in exported["parity"]:
-        # What opens the eight bits opens the exported ONNX too.
-        runtimes["onnx"] = Runtime("onnx_int8", export, params.num_threads)
-    step = FIRST if writes else 1
+    if "onnx" in proven:
+        runtimes["onnx"] = Exported("onnx", export, params.num_threads)
+    step = FIRST if of_text else 1
     asked |= {name: partial(runtime.logits, every=step) for name, runtime in sorted(runtimes.items())}
     fastest = dict.fromkeys(asked, float("inf"))
     for _ in range(ROUNDS + 1):  # the first one warms up
@@ -94,19 +96,15 @@ def main(folder: Path) -> dict[str, Any]:
     for runtime in runtimes.values():
         runtime.__exit__(None, None, None)
 
-    metric = next(iter(verified.values()))["metric"] if verified else task.metric_names[0]
-    tuned = read_json(params.path("evaluate_report"))["splits"]["test"]["metrics"][metric]["value"]
+    metric = proven["safetensors"]["metric"]
     found: dict[str, Any] = {}
     for name in asked:
-        told = verified.get(name, {})
-        files = None if told else {"PyTorch": ["model.safetensors"], "onnx": ["model.onnx"]}[name]
-        of_export = {"PyTorch": "safetensors", "onnx": "onnx"}.get(name, "")
+        told = verified.get(name) or proven["safetensors" if name == "PyTorch" else name]
+        folder, files = (converted / name, None) if name in verified else (export, list(told["files"]))
         found[name] = {
-            "megabytes": round(weight_bytes(export if files else converted / name, files) / 1e6, 1),
-            "max_abs_difference": told.get(
-                "max_abs_difference", exported["parity"].get(of_export, {}).get("max_abs_difference")
-            ),
-            metric: told.get("converted", tuned),
+            "megabytes": round(weight_bytes(folder, files) / 1e6, 1),
+            "max_abs_difference": told["max_abs_difference"],
+            metric: told["converted" if name in verified else "exported"],
             "same_tokens": _same(told.get("continuation")),
             "rows_per_second": round(len(tokens) / fastest[name], 1),
         }

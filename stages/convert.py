@@ -3,7 +3,6 @@
 Reads   paths.export     the exported model: what the model gate has passed, and nothing else
         paths.tokens     test rows, for the logits and for the metric
         paths.prepared   their texts and labels
-        evaluate_report  the metric that the tuned model reached on test
 Writes  paths.converted  one folder a form, with the tokenizer and VERIFIED: what was compared, SHA-256 of each file;
                          MANIFEST.json of all of them
 Report  paths.reports/convert.json: of each form its size, how far its logits are, and the metric on test recomputed
@@ -15,7 +14,6 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, Field
@@ -24,28 +22,25 @@ from tunewright import formats
 from tunewright.compute import decoder_inputs, open_tuned, read_tokens, set_up
 from tunewright.control import CONTROL_FILE
 from tunewright.errors import UserError
-from tunewright.evaluation import check_finite, paired
+from tunewright.evaluation import paired
 from tunewright.files import atomic_folder, read_json, read_parquet, sha256_file, write_json
 from tunewright.generation import GenerationParams, generation_config, model_ends, room
 from tunewright.losses import IGNORED
 from tunewright.params import Section
-from tunewright.parity import Parity, compared_batches, compared_step, spread_over_lengths
-from tunewright.predictions import with_rows
+from tunewright.parity import Parity, compared_batches, parity, spread_over_lengths
+from tunewright.proofs import VERIFIED, AsModel, OnTest, Proven, close, hashed_files, writes
 from tunewright.report import Report
 from tunewright.runtime import Runtime, python_of, write
 from tunewright.stage import Dep, Key, Out, Paths, run_stage
 from tunewright.statistics import Estimate
-from tunewright.task import Predicting, TaskType
+from tunewright.task import TaskType
 from tunewright.tokenizer import open_tokenizer, token_table
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    Batch = tuple[dict[str, np.ndarray], np.ndarray]
-
 MANIFEST = "MANIFEST.json"
-VERIFIED = "VERIFIED"
 GO_ALONG = (
     "README.md",
     "config.json",
@@ -57,12 +52,8 @@ GO_ALONG = (
 )
 """What a form needs beside its weights: the card, the labels, how its outputs are read or its texts are written, and
 the tokenizer."""
-LIKELIHOOD = "bits_per_byte"
-"""The metric of a model that writes text: of all of test, in one pass, whether or not the job's own is of texts."""
 CONTINUED_ROWS, NEW_TOKENS = 8, 32
 """Rows that are continued, and by how many tokens at most, to see that a form writes what the tuned model writes."""
-ROUNDING = 1e-4
-"""How much of a metric the last digits of the logits may change, of itself where it is above 1."""
 MAX_ACCENTED = 16
 FROM_ONNX = "onnx_int8"
 
@@ -99,15 +90,7 @@ class ConvertPaths(Paths):
     export: Dep
     tokens: Dep
     prepared: Dep
-    evaluate_report: Dep
     converted: Out
-
-
-class ConvertedFile(BaseModel):
-    """One file of a form; size in bytes."""
-
-    sha256: str
-    size: int
 
 
 class Continuation(BaseModel):
@@ -124,31 +107,21 @@ class Continuation(BaseModel):
     """Whose first other token has a logit within parity_atol of the tuned model's largest: either could be written."""
 
 
-class Verified(BaseModel):
+class Verified(Proven):
     """What was compared in a fresh process, and found good."""
 
     format: str
     model_sha256: str
     """Of the tuned model that was exported."""
     quantized: bool
-    parity_rows: int
-    shapes: list[tuple[int, int]]
-    """Rows and tokens of each batch whose logits were compared."""
-    max_abs_difference: float
-    """Of a logit from the tuned model's."""
-    test_rows: int
-    metric: str
-    tuned: float
-    """The deciding metric on test of the exported model in PyTorch: that of evaluate.json."""
     converted: float
-    """The same recomputed from the converted files."""
+    """The metric recomputed from the converted files."""
     change: Estimate
     """How much better the converted model is, paired by row: negative is a loss."""
     continuation: Continuation | None
     """Of a model that writes text."""
     texts_tokenized: int | None
     """Texts of test of which the form's own tokenizer made the tokens that tokenizer.json makes; None: it has none."""
-    files: dict[str, ConvertedFile]
 
 
 class ConvertReport(Report):
@@ -161,7 +134,7 @@ class ConvertReport(Report):
 def check(params: ConvertParams, task: TaskType, export: Annotated[Any, Key("export")]) -> list[str]:
     """The environments that are missing, and a form whose own source the export leaves out; each fault in words."""
     faults = []
-    if FROM_ONNX in params.formats and not export.onnx and not _writes(task):
+    if FROM_ONNX in params.formats and not export.onnx and not writes(task):
         faults.append(f"convert.formats: {FROM_ONNX} is made of the ONNX form. Set export.onnx: true, or take it out.")
     for name in params.formats:
         try:
@@ -191,12 +164,6 @@ def run(
             write_json(folder / MANIFEST, {"model_sha256": None, "formats": {}})
         return ConvertReport(applies=False, model_sha256=None, formats={})
     manifest = _read_manifest(paths.export)
-    evaluated = read_json(paths.evaluate_report)
-    if evaluated["model_sha256"] != manifest["model_sha256"]:
-        raise UserError(
-            f"{paths.export}: is of another model (SHA-256 {manifest['model_sha256'][:12]}…) than the one that was "
-            f"evaluated ({evaluated['model_sha256'][:12]}…). Run `dvc repro`."
-        )
     for name in params.formats:
         python_of(name)
         if refusal := formats.load(name).refusal(formats.settings(paths.export), list(manifest["files"])):
@@ -209,28 +176,19 @@ def run(
     model = open_tuned(task, paths.export).eval()
     rows = spread_over_lengths(tokens, params.parity_rows)
     accented = _accented(test, tokens)
-    batches = _with_decoder_inputs(model, compared_batches(model, task, rows, [accented] if accented else []))
-    writes = _writes(task)
-    # No text is written for the metric: what every text costs the model is asked in one pass.
-    generation = (evaluate.generation or GenerationParams()).model_copy(update={"max_rows": 0}) if writes else None
-    how = Predicting(evaluate.per_device_eval_batch_size, seed, generation, evaluate.max_tokens_per_batch)
-
-    def predicted(by: Any) -> pa.Table:
-        found = task.predict(by, open_tokenizer(paths.export), test, tokens, how)
-        check_finite(found, paths.export)
-        return with_rows(found, test, "test")
-
-    metric = LIKELIHOOD if writes else evaluated["metric"]
-    reference = predicted(model)
-    tuned = _value(task, reference, metric, evaluate)
-    written = evaluated["splits"]["test"]["metrics"][metric]["value"]
-    if not _close(tuned, written):
+    batches = compared_batches(model, task, rows, [accented] if accented else [])
+    on_test = OnTest(task, paths.export, test, paths.tokens, evaluate, seed)
+    reference = on_test.predictions(model)
+    tuned = on_test.value(reference)
+    # What `export` has proven of these very bytes: that they are the model that was evaluated.
+    proven = read_json(paths.export / VERIFIED)["forms"]["safetensors"]["exported"]
+    if not close(tuned, proven):
         raise UserError(
-            f"{paths.export}: gives {metric} {tuned:.6g} on test, and {paths.evaluate_report} says {written:.6g}. "
+            f"{paths.export}: gives {on_test.metric} {tuned:.6g} on test, and its {VERIFIED} says {proven:.6g}. "
             "Run `dvc repro`."
         )
 
-    prompts = _prompts(model, task, paths.export, tokens, evaluate.generation) if writes else []
+    prompts = _prompts(model, task, paths.export, tokens, evaluate.generation) if writes(task) else []
     verified: dict[str, Verified] = {}
     with atomic_folder(paths.converted) as folder:
         for name in params.formats:
@@ -242,37 +200,35 @@ def run(
                     shutil.copyfile(paths.export / file, own / file)
             with Runtime(name, own, num_threads) as runtime:
                 texts = _check_own_tokenizer(runtime, paths.export, tokens)
-                parity = _parity(runtime, batches)
-                _check_logits(name, parity, params)
-                continuation = _continued(runtime, model, prompts, params) if writes else None
-                table = predicted(_Converted(runtime, model))
-            change = paired(task, table, reference, [metric], evaluate, seed)[metric]
-            found = _value(task, table, metric, evaluate)
-            _check_metric(name, metric, tuned, found, change, params)
+                apart = parity(runtime, batches)
+                _check_logits(name, apart, params)
+                continuation = _continued(runtime, model, prompts, params) if writes(task) else None
+                table = on_test.predictions(AsModel(runtime, model))
+            change = paired(task, table, reference, [on_test.metric], evaluate, seed)[on_test.metric]
+            found = on_test.value(table)
+            _check_metric(name, on_test.metric, tuned, found, change, params)
             verified[name] = Verified(
                 format=name,
                 model_sha256=manifest["model_sha256"],
                 quantized=formats.load(name).QUANTIZED,
                 parity_rows=len(rows) + len(accented),
-                shapes=[inputs["input_ids"].shape for inputs, _ in batches],
-                max_abs_difference=parity.max_abs_difference,
+                shapes=[batch.shape for batch in batches],
+                max_abs_difference=apart.max_abs_difference,
                 test_rows=test.num_rows,
-                metric=metric,
+                metric=on_test.metric,
                 tuned=tuned,
                 converted=found,
                 change=change,
                 continuation=continuation,
                 texts_tokenized=texts,
-                files=_files(own),
+                files=hashed_files(own),
             )
             write_json(own / VERIFIED, verified[name].model_dump(mode="json"))
-        every = {name: {file: one.model_dump() for file, one in _files(folder / name).items()} for name in verified}
+        every = {
+            name: {file: one.model_dump() for file, one in hashed_files(folder / name).items()} for name in verified
+        }
         write_json(folder / MANIFEST, {"model_sha256": manifest["model_sha256"], "formats": every})
     return ConvertReport(model_sha256=manifest["model_sha256"], formats=verified)
-
-
-def _writes(task: TaskType) -> bool:
-    return task.generates or task.likelihood == "causal"
 
 
 def _read_manifest(export: Path) -> dict[str, Any]:
@@ -347,63 +303,6 @@ class _Prompt(NamedTuple):
     max_new_tokens: int
     ends: list[int]
     written: list[int]
-
-
-class _Converted:
-    """A converted model in its own process, where `task.predict` expects a model of PyTorch."""
-
-    training = False
-    device = "cpu"
-
-    def __init__(self, runtime: Runtime, model: Any) -> None:
-        self._runtime = runtime
-        self.config = model.config
-        self.get_output_embeddings = getattr(model, "get_output_embeddings", None)
-        self.prepare_decoder_input_ids_from_labels = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-
-    def eval(self) -> None:
-        """As it always is."""
-
-    def train(self, mode: bool) -> None:
-        """It can't."""
-
-    def __call__(self, **inputs: Any) -> Any:
-        import torch
-
-        logits = self._runtime.logits({name: values.numpy() for name, values in inputs.items()})
-        return SimpleNamespace(logits=torch.from_numpy(logits))
-
-
-def _with_decoder_inputs(model: Any, batches: list[Batch]) -> list[Batch]:
-    """What an encoder-decoder's decoder reads, beside the labels that say which of it is no padding."""
-    import torch
-
-    found = []
-    for inputs, expected in batches:
-        more = decoder_inputs(model, torch.from_numpy(inputs["labels"])) if "labels" in inputs else {}
-        found.append((inputs | {name: values.numpy() for name, values in more.items()}, expected))
-    return found
-
-
-def _parity(runtime: Runtime, batches: list[Batch]) -> Parity:
-    """The largest difference of a logit, and the batch that showed it. What a form gives for padding is nobody's."""
-    import numpy as np
-
-    worst, shape = -1.0, (0, 0)
-    for inputs, expected in batches:
-        rows, tokens = inputs["input_ids"].shape
-        real = inputs["labels"] != IGNORED if "labels" in inputs else inputs["attention_mask"].astype(bool)
-        every = compared_step((*real.shape, expected.shape[-1])) if expected.ndim == 3 else 1
-        asked = {name: values for name, values in inputs.items() if name != "labels"}
-        apart = np.abs(runtime.logits(asked, every) - expected)
-        if apart.ndim == 3 and apart.shape[1] == len(range(0, real.shape[1], every)):
-            apart = apart[real[:, ::every]]
-        difference = float(apart.max())
-        if not math.isfinite(difference):
-            return Parity(max_abs_difference=None, shape=(rows, tokens))
-        if difference > worst:
-            worst, shape = difference, (rows, tokens)
-    return Parity(max_abs_difference=worst, shape=shape)
 
 
 def _prompts(
@@ -530,30 +429,11 @@ def _check_metric(name: str, metric: str, tuned: float, found: float, change: Es
                 f"{-change.value:.4f} ({-change.high:.4f} to {-change.low:.4f}); expected at most "
                 f"convert.max_metric_loss: {params.max_metric_loss:g}. {kept}, or allow a larger loss."
             )
-    elif not _close(found, tuned):
+    elif not close(found, tuned):
         raise UserError(
             f"convert: {name} has {metric} {found:.6g} on test, and the tuned model {tuned:.6g}; expected the same. "
             f"{kept}."
         )
-
-
-def _value(task: TaskType, predictions: pa.Table, metric: str, evaluate: Any) -> float:
-    import numpy as np
-
-    statistic = task.statistics(predictions, evaluate.calibration_bins)[metric]
-    return float(statistic(np.ones((1, predictions.num_rows)))[0])
-
-
-def _close(one: float, other: float) -> bool:
-    return math.isclose(one, other, rel_tol=ROUNDING, abs_tol=ROUNDING)
-
-
-def _files(folder: Path) -> dict[str, ConvertedFile]:
-    return {
-        found.relative_to(folder).as_posix(): ConvertedFile(sha256=sha256_file(found), size=found.stat().st_size)
-        for found in sorted(folder.rglob("*"))
-        if found.is_file()
-    }
 
 
 if __name__ == "__main__":

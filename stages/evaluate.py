@@ -75,9 +75,10 @@ class Slice(BaseModel):
 
 
 class EvaluateReport(Report):
-    """What was found of the model whose folder has this SHA-256."""
+    """What was found of the model whose folder has this SHA-256, by the tokens whose folder has that."""
 
     model_sha256: str
+    tokens_sha256: str
     metric: str
     """The one that decides: both margins are of it, on test, paired by row; a positive one says that the tuned model
     is better. None where there is nothing to compare with."""
@@ -124,6 +125,7 @@ def run(
     return EvaluateReport(
         rows=RowAccount(rows_in=rows_in, rows_kept=rows_in),
         model_sha256=sha256_tree(paths.tuned_model),
+        tokens_sha256=sha256_tree(paths.tokens),
         metric=task.metric_names[0],
         splits=splits,
         margin_over_baseline=margin(task, test, baseline, params, seed),

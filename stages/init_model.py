@@ -100,7 +100,7 @@ def run(
             shutil.copytree(paths.fetched_model, staging, copy_function=shutil.copyfile, dirs_exist_ok=True)
         return InitModelReport(applies=False)
 
-    require_pass(paths.data_passed, "prepared", sha256_tree(paths.prepared))
+    require_pass(paths.data_passed, "prepared", paths.prepared)
     kind = family(asked.architecture)
     checked_config(asked.architecture, asked.config)  # before the tokenizer takes its time
     special = special_tokens(kind, asked.tokenizer, asked.extra_ids, chat=asked.chat_template is not None)

@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field
 
 from tunewright import canaries as planting
 from tunewright.errors import UserError
-from tunewright.files import atomic_folder, read_json, read_parquet, sha256_file, sha256_tree
+from tunewright.files import atomic_folder, read_json, read_parquet
 from tunewright.gates import require_pass
 from tunewright.params import Section
 from tunewright.report import Report, RowAccount
@@ -110,8 +110,8 @@ def run(
     """
     import pyarrow as pa
 
-    require_pass(paths.data_passed, "prepared", sha256_tree(paths.prepared))
-    require_pass(paths.data_passed, "training_weights", sha256_file(paths.training_weights))
+    require_pass(paths.data_passed, "prepared", paths.prepared)
+    require_pass(paths.data_passed, "training_weights", paths.training_weights)
     _check_fits(paths.base_model, params.max_length)
     tokenizer = open_tokenizer(paths.base_model)
     splits: dict[str, SplitLengths] = {}

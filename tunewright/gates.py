@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from tunewright.errors import GateClosed
-from tunewright.files import read_json, write_json
+from tunewright.files import read_json, sha256_tree, write_json
 
 Verdict = Literal["pass", "warn", "fail", "insufficient", "not_assessed"]
 
@@ -151,8 +151,10 @@ def open_gate(pass_file: Path, findings: Sequence[Finding], require_assessed: bo
     write_json(pass_file, dict(judged))
 
 
-def require_pass(pass_file: Path, name: str, sha256: str) -> None:
-    """Refuse to work on anything but what a gate has passed.
+def require_pass(pass_file: Path, name: str, path: Path) -> str:
+    """Refuse to work on anything but what a gate has passed; gives its SHA-256.
+
+    name: what the pass file calls it.   path: the file or folder as it stands now.
 
     Raises
         GateClosed  when the pass file is missing, or was given for other bytes than these.
@@ -160,9 +162,11 @@ def require_pass(pass_file: Path, name: str, sha256: str) -> None:
     gate = f"{pass_file}: the gate before this stage"
     if not pass_file.is_file():
         raise GateClosed(f"{gate} is closed. `dvc repro` runs the gate and says why.")
-    passed = read_json(pass_file).get(name)
-    if passed != sha256:
+    passed, found = read_json(pass_file).get(name), sha256_tree(path)
+    if passed != found:
         raise GateClosed(
-            f"{gate} passed another {name} (SHA-256 {str(passed)[:12]}…) than the one found here ({sha256[:12]}…). "
-            f"Run `dvc repro`, so that the gate judges what is to be used."
+            f"{path}: SHA-256 {found}; expected {passed}: {gate} passed another {name.replace('_', ' ')}. "
+            "Run `dvc repro`, so that the gate judges what is to be used; where it finds nothing to do, `tunewright "
+            "verify` names what was altered behind DVC's back."
         )
+    return found

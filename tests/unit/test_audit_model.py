@@ -144,10 +144,13 @@ def verdict_of(folder: Path, report: AuditModelReport, require_assessed: bool = 
 
 def pass_gate(folder: Path, verdict: Any) -> Path:
     verdict.write(folder / "verdict.json")
-    write_json(folder / "report.json", {})
+    for name in ("report.json", "card/card.json", "threshold_policy.json"):
+        write_json(folder / name, {})
     gate = gate_model.GateModelPaths(
         verdict_report=folder / "verdict.json",
         report_report=folder / "report.json",
+        card=folder / "card",
+        threshold_policy=folder / "threshold_policy.json",
         model_passed=folder / "model.passed",
     )
     gate_model.run(gate)

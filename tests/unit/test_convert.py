@@ -16,11 +16,12 @@ import pytest
 
 from stages import convert, export
 from stages.convert import ConvertParams, ConvertPaths, run
+from tests import exported
 from tunewright import formats, runtime
 from tunewright.control import Control
 from tunewright.errors import UserError
-from tunewright.files import sha256_file, sha256_tree, write_json, write_parquet
-from tunewright.parity import compared_batches
+from tunewright.files import read_json, sha256_file, sha256_tree, write_json, write_parquet
+from tunewright.parity import compared_batches, parity
 from tunewright.task import TaskType
 from tunewright.task_types import multi_label_classification, text_classification, text_regression, token_classification
 from tunewright.tokenizer import open_tokenizer, token_table
@@ -92,9 +93,6 @@ def project(
     """A project whose export is done, with 48 test rows, two of them accented; by default every third label in turn."""
     import pyarrow as pa
 
-    from tunewright.compute import open_tuned
-    from tunewright.evaluation import Predicting
-
     rows = pa.table(
         {
             "row_id": [f"r{row}" for row in range(len(TEXTS))],
@@ -110,32 +108,33 @@ def project(
     shutil.copytree(tuned, folder / "tuned")
     write_json(folder / "control.json", Control(temperature=1.25, abstain_below=0.5).model_dump(mode="json"))
     write_json(folder / "threshold_policy.json", {})
-    passed = {"model": sha256_tree(folder / "tuned"), "control": sha256_file(folder / "control.json")}
-    write_json(folder / "model.passed", passed)
-    exported = export.ExportPaths(
+    (folder / "card").mkdir()
+    (folder / "card/README.md").write_text("# What this model is\n")
+    write_json(folder / "card/card.json", {"facts": {}})
+    paths = export.ExportPaths(
         tuned_model=folder / "tuned",
         control=folder / "control.json",
         threshold_policy=folder / "threshold_policy.json",
         model_passed=folder / "model.passed",
         tokens=folder / "tokens",
+        prepared=folder / "prepared",
+        evaluate_report=folder / "evaluate.json",
         card=folder / "card",
         export=folder / "export",
     )
-    (folder / "card").mkdir()
-    (folder / "card/README.md").write_text("# What this model is\n")
-    write_json(folder / "card/card.json", {"facts": {}})
-    export.run(exported, exporting(onnx), task, num_threads=1, evaluate=EVALUATE)
-    model = open_tuned(task, folder / "tuned").eval()
-    predictions = task.predict(model, open_tokenizer(tuned), rows, table, Predicting(16, 1))
-    metric = task.metric_names[0]
-    value = convert._value(task, predictions, metric, EVALUATE)
-    report = {"model_sha256": sha256_tree(folder / "tuned"), "metric": metric}
-    write_json(folder / "evaluate.json", {**report, "splits": {"test": {"metrics": {metric: {"value": value}}}}})
+    exported.passed(
+        paths.model_passed,
+        model=paths.tuned_model,
+        control=paths.control,
+        card=paths.card,
+        threshold_policy=paths.threshold_policy,
+    )
+    exported.evaluated(paths.evaluate_report, task, paths.tuned_model, paths.prepared, paths.tokens, EVALUATE)
+    export.run(paths, exporting(onnx), task, seed=1, num_threads=1, evaluate=EVALUATE)
     return ConvertPaths(
         export=folder / "export",
         tokens=folder / "tokens",
         prepared=folder / "prepared",
-        evaluate_report=folder / "evaluate.json",
         converted=folder / "converted",
     )
 
@@ -231,31 +230,31 @@ def test_int8_of_other_weights_is_refused_and_the_last_forms_stay(done, tiny_mod
     assert not list(tmp_path.glob(".converted*"))
 
 
-def test_another_model_than_the_one_evaluated_is_refused(done, tmp_path):
+def altered(paths: ConvertPaths, folder: Path, name: str, text: str) -> ConvertPaths:
+    """The same with a file of the export changed, and its manifest made to fit."""
+    export = shutil.copytree(paths.export, folder / "export")
+    (export / name).write_text(text)
+    manifest = read_json(export / "MANIFEST.json")
+    manifest["files"][name]["sha256"] = sha256_file(export / name)
+    write_json(export / "MANIFEST.json", manifest)
+    return paths.model_copy(update={"export": export, "converted": folder / "converted"})
+
+
+def test_another_metric_than_the_export_has_proven_is_refused(done, tmp_path):
     paths, _ = done
-    told = json.loads(paths.evaluate_report.read_text())
-    write_json(tmp_path / "evaluate.json", {**told, "model_sha256": "0" * 64})
-    with pytest.raises(UserError, match="is of another model"):
-        converted(paths.model_copy(update={"evaluate_report": tmp_path / "evaluate.json"}))
-    told["splits"]["test"]["metrics"]["accuracy"]["value"] = 0.9
-    write_json(tmp_path / "evaluate.json", told)
-    with pytest.raises(UserError, match=r"gives accuracy 1 on test, and .*evaluate.json says 0.9"):
-        converted(paths.model_copy(update={"evaluate_report": tmp_path / "evaluate.json"}))
+    told = read_json(paths.export / "VERIFIED")
+    told["forms"]["safetensors"]["exported"] = 0.9
+    with pytest.raises(UserError, match=r"gives accuracy 1 on test, and its VERIFIED says 0.9"):
+        converted(altered(paths, tmp_path, "VERIFIED", json.dumps(told)))
 
 
 def test_a_tokenizer_that_makes_other_tokens_is_refused(done, tmp_path):
     """Accents that are kept make other tokens of two rows of 48."""
     paths, _ = done
-    shutil.copytree(paths.export, tmp_path / "export")
-    file = tmp_path / "export/tokenizer.json"
-    text = json.loads(file.read_text())
+    text = read_json(paths.export / "tokenizer.json")
     text["normalizer"]["strip_accents"] = False
-    file.write_text(json.dumps(text))
-    manifest = json.loads((tmp_path / "export/MANIFEST.json").read_text())
-    manifest["files"]["tokenizer.json"]["sha256"] = sha256_file(file)
-    write_json(tmp_path / "export/MANIFEST.json", manifest)
     with pytest.raises(UserError, match="its tokenizer makes other tokens of the texts of test"):
-        converted(paths.model_copy(update={"export": tmp_path / "export", "converted": tmp_path / "converted"}))
+        converted(altered(paths, tmp_path, "tokenizer.json", json.dumps(text)))
 
 
 @pytest.mark.parametrize(
@@ -359,7 +358,7 @@ def test_the_silent_faults_of_other_ports_would_be_found(tiny_model, tmp_path, w
     rows = read_tokens(paths.tokens / "test.arrow").drop_columns(["row_id"]).to_pylist()
     batches = compared_batches(open_tuned(TASK, tuned).eval(), TASK, rows)
     with runtime.Runtime("tensorflow", tmp_path / "out", 1) as opened:
-        found = convert._parity(opened, batches)
+        found = parity(opened, batches)
     with pytest.raises(UserError, match=r"the logits of tensorflow are .* away .* at most convert.parity_atol: 0.0001"):
         convert._check_logits("tensorflow", found, PARAMS)
 

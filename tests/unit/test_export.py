@@ -10,17 +10,19 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any
 
 import pytest
 
-from stages.export import ExportParams, ExportPaths, _check, _write_generation_config, run
+from stages.export import ExportParams, ExportPaths, ExportReport, _check_logits, _write_generation_config, run
+from tests.exported import evaluated, passed
 from tunewright.control import Control
 from tunewright.errors import GateClosed, UserError
-from tunewright.files import sha256_file, sha256_tree, write_json
+from tunewright.exported import Exported
+from tunewright.files import sha256_file, sha256_tree, write_json, write_parquet
 from tunewright.generation import GenerationParams, write
 from tunewright.model_card import loading
-from tunewright.parity import compare, compared_part, write_batches
+from tunewright.parity import Batch, compared_step, parity
 from tunewright.task import Predicting, TaskType
 from tunewright.task_types import chat, seq2seq_lm
 from tunewright.task_types.text_classification import Task, TaskParams
@@ -38,7 +40,9 @@ FACTS = {
 LABELS = ["bad", "good", "mixed"]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "fine", "film", "dull", "play", "long", "##er"]
 TASK = Task(TaskParams(type="text_classification", labels=LABELS))
-EVALUATE = SimpleNamespace(generation=None)
+EVALUATE = SimpleNamespace(
+    per_device_eval_batch_size=8, max_tokens_per_batch=None, calibration_bins=10, generation=None
+)
 PARAMS = ExportParams(onnx=True, opset_version=18, parity_rows=20, parity_atol=1e-4)
 
 
@@ -75,58 +79,134 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def project(tuned: Path, folder: Path, **more: list[list[int]]) -> ExportPaths:
+def project(tuned: Path, folder: Path, task: TaskType = TASK, **more: list[list[int]]) -> ExportPaths:
     """A project whose gate has passed the model, with 30 test rows of 2 to 31 tokens, and more columns of them."""
     import pyarrow as pa
 
     lengths = [2 + row for row in range(30)]
-    table = pa.table(
-        {
-            "row_id": [f"r{row}" for row in range(30)],
-            "input_ids": pa.array([[4 + at % 7 for at in range(n)] for n in lengths], type=pa.list_(pa.int32())),
-            "labels": pa.array([row % 3 for row in range(30)]),
-            "length": pa.array(lengths, type=pa.int32()),
-            **more,
-        }
-    )
+    columns = {
+        "row_id": [f"r{row}" for row in range(30)],
+        "input_ids": pa.array([[4 + at % 7 for at in range(n)] for n in lengths], type=pa.list_(pa.int32())),
+        "labels": pa.array([row % 3 for row in range(30)]),
+        "length": pa.array(lengths, type=pa.int32()),
+    }
+    table = pa.table(columns | more)
     (folder / "tokens").mkdir()
     with pa.OSFile(str(folder / "tokens/test.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as out:
         out.write_table(table)
+    texts = {"text": ["a fine film"] * 30, "target": ["a dull play"] * 30}
+    rows = pa.table({"row_id": table["row_id"], "label": [LABELS[row % 3] for row in range(30)], **texts})
+    write_parquet(rows, folder / "prepared/test.parquet")
     shutil.copytree(tuned, folder / "tuned")
     write_json(folder / "control.json", Control(temperature=1.25, abstain_below=0.5).model_dump(mode="json"))
-    passed = {"model": sha256_tree(folder / "tuned"), "control": sha256_file(folder / "control.json")}
-    write_json(folder / "model.passed", passed)
     (folder / "card").mkdir()
     for name in CARD[:2]:
         (folder / "card" / name).write_text(f"{name} of the card\n")
     facts = {name: {"value": value, "file": file, "sha256": sha256} for name, (value, file, sha256) in FACTS.items()}
     write_json(folder / "card/card.json", {"facts": facts})
     write_json(folder / "threshold_policy.json", {"groups": {"women": {}}})
-    return ExportPaths(
+    paths = ExportPaths(
         threshold_policy=folder / "threshold_policy.json",
         tuned_model=folder / "tuned",
         control=folder / "control.json",
         model_passed=folder / "model.passed",
         tokens=folder / "tokens",
+        prepared=folder / "prepared",
+        evaluate_report=folder / "evaluate.json",
         card=folder / "card",
         export=folder / "export",
     )
+    judged = {"control": paths.control, "card": paths.card, "threshold_policy": paths.threshold_policy}
+    passed(paths.model_passed, model=paths.tuned_model, **judged)
+    evaluated(paths.evaluate_report, task, paths.tuned_model, paths.prepared, paths.tokens, EVALUATE)
+    return paths
+
+
+def export(
+    paths: ExportPaths, params: ExportParams = PARAMS, task: TaskType = TASK, evaluate: Any = EVALUATE
+) -> ExportReport:
+    return run(paths, params, task, seed=1, num_threads=1, evaluate=evaluate)
 
 
 @pytest.fixture(scope="module")
 def exported(tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[ExportPaths, dict[str, object]]:
     """One export, for every test that only looks at it."""
     paths = project(tuned, tmp_path_factory.mktemp("project"))
-    return paths, run(paths, PARAMS, TASK, num_threads=1, evaluate=EVALUATE).model_dump(mode="json")
+    return paths, export(paths).model_dump(mode="json")
 
 
 def test_each_form_gives_the_tuned_models_logits(exported):
     _, report = exported
-    assert report["parity"]["safetensors"]["max_abs_difference"] == 0.0
-    assert 0.0 <= report["parity"]["onnx"]["max_abs_difference"] < 1e-5
-    # 20 of 30 rows, from the shortest (2 tokens) to the longest (31): all padded, each end alone, then 16 and 4.
-    assert report["parity_rows"] == 20
-    assert report["shapes"] == [[20, 31], [1, 2], [1, 31], [16, 31], [4, 7]]
+    assert report["forms"]["safetensors"]["max_abs_difference"] == 0.0
+    assert 0.0 <= report["forms"]["onnx"]["max_abs_difference"] < 1e-5
+    for form in report["forms"].values():
+        # 20 of 30 rows, from the shortest (2 tokens) to the longest (31): all padded, each end alone, then 16 and 4.
+        assert form["parity_rows"] == 20
+        assert form["shapes"] == [[20, 31], [1, 2], [1, 31], [16, 31], [4, 7]]
+
+
+def test_verified_holds_the_metric_that_each_form_gives_by_itself(exported):
+    """By onnxruntime and by plain Transformers, as whoever has the files would do it."""
+    import numpy as np
+    import onnxruntime
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    paths, report = exported
+    told = json.loads((paths.export / "VERIFIED").read_text())
+    assert told == {"model_sha256": sha256_tree(paths.tuned_model), "forms": report["forms"]}
+    session = onnxruntime.InferenceSession(paths.export / "model.onnx", providers=["CPUExecutionProvider"])
+    model = AutoModelForSequenceClassification.from_pretrained(paths.export)
+    right = {"onnx": 0, "safetensors": 0}
+    for row in range(30):
+        ids = np.array([[4 + at % 7 for at in range(2 + row)]], dtype=np.int64)
+        inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        right["onnx"] += int(session.run(["logits"], inputs)[0].argmax()) == row % 3
+        with torch.inference_mode():
+            logits = model(**{name: torch.from_numpy(values) for name, values in inputs.items()}).logits
+        right["safetensors"] += int(logits.argmax()) == row % 3
+    assert 0 < right["onnx"] < 30
+    for form, count in right.items():
+        found = told["forms"][form]
+        assert (found["metric"], found["test_rows"]) == ("accuracy", 30)
+        assert found["exported"] == found["tuned"] == pytest.approx(count / 30)
+        listed = json.loads((paths.export / "MANIFEST.json").read_text())["files"]
+        assert {name: listed[name] for name in found["files"]} == found["files"]
+    assert set(told["forms"]["onnx"]["files"]) == {"model.onnx"}
+    assert set(told["forms"]["safetensors"]["files"]) == {"config.json", "model.safetensors"}
+
+
+def test_another_metric_than_was_evaluated_is_refused_and_the_last_export_stays(tuned, tmp_path):
+    paths = project(tuned, tmp_path)
+    paths.export.mkdir()
+    (paths.export / "old").write_text("the last good export")
+    report = json.loads(paths.evaluate_report.read_text())
+    value = report["splits"]["test"]["metrics"]["accuracy"]["value"]
+    report["splits"]["test"]["metrics"]["accuracy"]["value"] = value + 0.001
+    write_json(paths.evaluate_report, report)
+    told = rf"exported safetensors has accuracy {value:.6g} on test; expected {value + 0.001:.6g}, as .*evaluate\.json"
+    with pytest.raises(UserError, match=told):
+        export(paths, PARAMS.model_copy(update={"onnx": False}))
+    assert [found.name for found in tmp_path.glob("export/*")] == ["old"]
+    assert not list(tmp_path.glob(".export*"))
+
+
+@pytest.mark.parametrize("what", ["tuned_model", "control", "tokens", "card", "threshold_policy"])
+def test_a_bit_that_was_changed_after_the_gate_is_not_exported(tuned, tmp_path, what):
+    """FAULTS.md row 11, where an object of DVC's cache was altered and laid out again."""
+    paths = project(tuned, tmp_path)
+    paths.export.mkdir()
+    (paths.export / "old").write_text("the last good export")
+    path = getattr(paths, what)
+    expected = sha256_tree(path)
+    inside = {"tuned_model": "model.safetensors", "tokens": "test.arrow", "card": "README.md"}
+    file = path / inside[what] if what in inside else path
+    content = bytearray(file.read_bytes())
+    content[-2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{path}: SHA-256 {sha256_tree(path)}; expected {expected}.* Run `dvc repro`"):
+        export(paths)
+    assert [found.name for found in tmp_path.glob("export/*")] == ["old"]
 
 
 def test_the_manifest_names_every_file_by_its_bytes(exported):
@@ -139,8 +219,8 @@ def test_the_manifest_names_every_file_by_its_bytes(exported):
     for name, entry in manifest["files"].items():
         assert entry == {"sha256": sha256_file(paths.export / name), "size": (paths.export / name).stat().st_size}
     assert manifest["model_sha256"] == sha256_tree(paths.tuned_model)
-    passed = {"model": sha256_tree(paths.tuned_model), "control": sha256_file(paths.control)}
-    assert manifest["passed"] == passed and manifest["files"]["control.json"]["sha256"] == passed["control"]
+    judged = json.loads(paths.model_passed.read_text())
+    assert manifest["passed"] == judged and manifest["files"]["control.json"]["sha256"] == judged["control"]
     assert manifest["opset_version"] == 18
     assert manifest["files"] == report["files"]
 
@@ -185,7 +265,7 @@ def test_a_control_that_the_gate_did_not_judge_is_not_exported(tuned, tmp_path):
     paths = project(tuned, tmp_path)
     write_json(paths.control, Control(temperature=9.0).model_dump(mode="json"))
     with pytest.raises(GateClosed, match="passed another control"):
-        run(paths, PARAMS, TASK, num_threads=1, evaluate=EVALUATE)
+        export(paths)
 
 
 def test_onnx_takes_any_batch_and_length_and_names_them(exported):
@@ -207,7 +287,7 @@ def test_onnx_takes_any_batch_and_length_and_names_them(exported):
 def test_a_second_export_has_the_same_bytes_and_no_path_of_this_machine(exported, tuned, tmp_path):
     paths, report = exported
     again = project(tuned, tmp_path)
-    assert run(again, PARAMS, TASK, num_threads=1, evaluate=EVALUATE).model_dump(mode="json") == report
+    assert export(again).model_dump(mode="json") == report
     assert sha256_tree(again.export) == sha256_tree(paths.export)
     graph = (paths.export / "model.onnx").read_bytes()
     assert b".py" not in graph and str(Path.cwd()).encode() not in graph
@@ -215,8 +295,8 @@ def test_a_second_export_has_the_same_bytes_and_no_path_of_this_machine(exported
 
 def test_without_onnx_only_the_safetensors_are_compared(tuned, tmp_path):
     paths = project(tuned, tmp_path)
-    report = run(paths, PARAMS.model_copy(update={"onnx": False}), TASK, num_threads=1, evaluate=EVALUATE)
-    assert set(report.parity) == {"safetensors"} and report.opset_version is None
+    report = export(paths, PARAMS.model_copy(update={"onnx": False}))
+    assert set(report.forms) == {"safetensors"} and report.opset_version is None
     assert not (paths.export / "model.onnx").exists()
 
 
@@ -243,31 +323,12 @@ def test_an_adapter_goes_with_its_model(tuned, tmp_path, way, settings):
     shutil.copytree(tuned, folder, ignore=shutil.ignore_patterns("config.json", "model.safetensors"))
     tuning.save(model, TASK, folder, tuned, chosen)
     paths = project(folder, tmp_path)
-    report = run(paths, PARAMS, TASK, num_threads=1, evaluate=EVALUATE)
-    assert report.parity["safetensors"].max_abs_difference == 0.0
-    assert report.parity["onnx"].max_abs_difference < 1e-5
+    report = export(paths)
+    assert report.forms["safetensors"].max_abs_difference == 0.0
+    assert report.forms["onnx"].max_abs_difference < 1e-5
     assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} < set(report.files)
     assert ("model.safetensors" in report.files) is (way == "lora")
     assert ("base_model/model.safetensors" in report.files) is (way != "lora")
-
-
-class Writing(TaskType):
-    """A job for an encoder-decoder, as far as its export asks for it."""
-
-    generates: ClassVar[bool] = True
-
-    def load_model(self, folder, settings):
-        from transformers import AutoModelForSeq2SeqLM
-
-        return AutoModelForSeq2SeqLM.from_pretrained(folder, **settings)
-
-    def collate(self, rows, pad_token_id):
-        import torch
-
-        width = max(len(row["input_ids"]) for row in rows)
-        ids = torch.tensor([row["input_ids"] + [pad_token_id] * (width - len(row["input_ids"])) for row in rows])
-        labels = torch.tensor([row["target_ids"] for row in rows])
-        return {"input_ids": ids, "attention_mask": (ids != pad_token_id).long(), "labels": labels}
 
 
 def test_a_model_that_writes_is_compared_by_its_decoder_and_keeps_how_it_writes(tuned, tmp_path):
@@ -280,13 +341,16 @@ def test_a_model_that_writes_is_compared_by_its_decoder_and_keeps_how_it_writes(
     T5ForConditionalGeneration(config).save_pretrained(folder)
     for file in tuned.glob("tokenizer*"):
         shutil.copy(file, folder)
-    paths = project(folder, tmp_path, target_ids=[[2 + row % 7, 9, 1] for row in range(30)])
-    task = Writing(None)
+    task = seq2seq_lm.Task(seq2seq_lm.TaskParams(type="seq2seq_lm"))
+    targets = [[2 + row % 7, 9, 1][row % 2 :] for row in range(30)]
+    paths = project(folder, tmp_path, task, labels=targets, bytes=[11] * 30)
     with pytest.raises(UserError, match="ONNX form of a T5ForConditionalGeneration is not built here"):
-        run(paths, PARAMS, task, num_threads=1, evaluate=EVALUATE)
-    how = SimpleNamespace(generation=GenerationParams(max_new_tokens=7, num_beams=3, bad_words=["dull"]))
-    report = run(paths, PARAMS.model_copy(update={"onnx": False}), task, num_threads=1, evaluate=how)
-    assert report.parity["safetensors"].max_abs_difference == 0.0
+        export(paths, task=task)
+    how = SimpleNamespace(
+        **{**vars(EVALUATE), "generation": GenerationParams(max_new_tokens=7, num_beams=3, bad_words=["dull"])}
+    )
+    report = export(paths, PARAMS.model_copy(update={"onnx": False}), task, how)
+    assert report.forms["safetensors"].max_abs_difference == 0.0
     written = json.loads((paths.export / "generation_config.json").read_text())
     assert (written["max_new_tokens"], written["num_beams"], written["eos_token_id"]) == (7, 3, [1])
     assert [7] in written["bad_words_ids"]  # as its tokenizer has it
@@ -364,14 +428,10 @@ def transformers_alone(folder: Path, kind: str) -> str:
 
 
 def test_of_large_logits_positions_at_even_steps_are_compared(monkeypatch):
-    import numpy as np
-
-    logits = np.arange(2 * 10 * 4).reshape(2, 10, 4)
-    assert compared_part(logits) is logits
+    assert compared_step((2, 10, 4)) == 1
     monkeypatch.setattr("tunewright.parity.MAX_LOGITS", 30)
-    found = compared_part(logits)  # 80 numbers: every third position
-    assert found.shape == (2, 4, 4) and (found[:, 1] == logits[:, 3]).all()
-    assert compared_part(logits[:, 0]).shape == (2, 4)
+    assert compared_step((2, 10, 4)) == 3  # 80 numbers: every third position
+    assert compared_step((2, 4)) == 1
 
 
 def test_a_model_that_the_gate_did_not_pass_is_not_exported(tuned, tmp_path):
@@ -379,10 +439,10 @@ def test_a_model_that_the_gate_did_not_pass_is_not_exported(tuned, tmp_path):
     config = paths.tuned_model / "config.json"
     config.write_text(config.read_text().replace('"bad"', '"worse"'))
     with pytest.raises(GateClosed, match="passed another model"):
-        run(paths, PARAMS, TASK, num_threads=1, evaluate=EVALUATE)
+        export(paths)
     paths.model_passed.unlink()
     with pytest.raises(GateClosed, match="closed"):
-        run(paths, PARAMS, TASK, num_threads=1, evaluate=EVALUATE)
+        export(paths)
     assert not paths.export.exists()
 
 
@@ -400,12 +460,12 @@ def test_an_export_that_differs_is_refused_and_the_last_one_stays(tuned, tmp_pat
 
     params = PARAMS.model_copy(update={"onnx": False})
     with pytest.raises(UserError, match=r"safetensors are .* away .* expected at most export.parity_atol: 0.0001"):
-        run(paths, params, Dropping(TASK.params), num_threads=1, evaluate=EVALUATE)
+        export(paths, params, Dropping(TASK.params))
     assert [found.name for found in tmp_path.glob("export/*")] == ["old"]
     assert not list(tmp_path.glob(".export*"))
 
 
-def test_the_comparison_finds_the_worst_batch(exported, tmp_path):
+def test_the_comparison_finds_the_worst_batch(exported):
     import numpy as np
     import onnxruntime
 
@@ -416,14 +476,17 @@ def test_the_comparison_finds_the_worst_batch(exported, tmp_path):
         inputs = {name: np.ones((rows, 5), dtype=np.int64) for name in ("input_ids", "attention_mask")}
         logits = session.run(["logits"], inputs)[0]
         logits[0, 1] += moved
-        batches.append((inputs, logits))
-    write_batches(tmp_path / "batches.npz", batches)
-    found = compare("onnx", paths.export, tmp_path / "batches.npz", num_threads=1)
-    assert found.max_abs_difference == pytest.approx(0.25, abs=1e-6) and found.shape == (2, 5)
-
-    batches[2][1][0, 0] = np.nan
-    write_batches(tmp_path / "batches.npz", batches)
-    found = compare("onnx", paths.export, tmp_path / "batches.npz", num_threads=1)
+        batches.append(Batch(inputs, logits, inputs["attention_mask"] == 1))
+    with Exported("onnx", paths.export, 1) as opened:
+        found = parity(opened, batches)
+        assert found.max_abs_difference == pytest.approx(0.25, abs=1e-6) and found.shape == (2, 5)
+        batches[2].logits[0, 0] = np.nan
+        found = parity(opened, batches)
     assert found.max_abs_difference is None and found.shape == (3, 5)
     with pytest.raises(UserError, match="exported onnx are not finite"):
-        _check("onnx", found, 1e-4)
+        _check_logits("onnx", found, 1e-4)
+
+
+def test_a_form_that_does_not_open_says_why(exported, tmp_path):
+    with Exported("onnx", tmp_path, 1) as opened, pytest.raises(RuntimeError, match=r"(?s)fresh process:.*model\.onnx"):
+        opened.logits({})

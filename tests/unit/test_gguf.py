@@ -22,13 +22,12 @@ from tokenizers.processors import RobertaProcessing, TemplateProcessing
 
 from stages import convert
 from stages.convert import ConvertParams, ConvertPaths
+from tests import exported
 from tunewright import formats, gguf_models, runtime
-from tunewright.compute import open_tuned, read_tokens
+from tunewright.compute import read_tokens
 from tunewright.errors import UserError
-from tunewright.evaluation import Predicting
 from tunewright.files import read_json, sha256_file, sha256_tree, write_json, write_parquet
 from tunewright.formats import gguf
-from tunewright.generation import GenerationParams
 from tunewright.task_types import causal_lm
 from tunewright.tokenizer import open_tokenizer, token_table
 
@@ -352,25 +351,21 @@ def project(folder: Path, model: Path, texts: list[str], task: Any = TASK, **col
     import pyarrow as pa
 
     export = shutil.copytree(model, folder / "export")
-    told_of = {file.name: {"sha256": sha256_file(file), "size": file.stat().st_size} for file in export.iterdir()}
-    write_json(export / "MANIFEST.json", {"files": told_of, "model_sha256": "0" * 64})
     rows = pa.table({"row_id": [f"r{row}" for row in range(len(texts))], "text": texts, **columns})
     write_parquet(rows, folder / "prepared/test.parquet")
     tokens = token_table(task, rows, open_tokenizer(export), MAX_LENGTH).table
     (folder / "tokens").mkdir()
     with pa.OSFile(str(folder / "tokens/test.arrow"), "wb") as sink, pa.ipc.new_stream(sink, tokens.schema) as out:
         out.write_table(tokens)
-    how = Predicting(4, 1, GenerationParams(max_new_tokens=4))
-    predictions = task.predict(open_tuned(task, export).eval(), open_tokenizer(export), rows, tokens, how)
-    value = convert._value(task, predictions, "bits_per_byte", EVALUATE)
-    metrics = {"bits_per_byte": {"value": value}}
-    report = {"model_sha256": "0" * 64, "metric": "bits_per_byte", "splits": {"test": {"metrics": metrics}}}
-    write_json(folder / "evaluate.json", report)
+    told = folder / "evaluate.json"
+    value = exported.evaluated(told, task, export, folder / "prepared", folder / "tokens", EVALUATE)
+    write_json(export / "VERIFIED", {"forms": {"safetensors": {"exported": value}}})
+    told_of = {file.name: {"sha256": sha256_file(file), "size": file.stat().st_size} for file in export.iterdir()}
+    write_json(export / "MANIFEST.json", {"files": told_of, "model_sha256": "0" * 64})
     return ConvertPaths(
         export=export,
         tokens=folder / "tokens",
         prepared=folder / "prepared",
-        evaluate_report=folder / "evaluate.json",
         converted=folder / "converted",
     )
 

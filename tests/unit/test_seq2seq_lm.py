@@ -12,6 +12,7 @@ import pytest
 from stages import baseline, evaluate, evaluate_base, export
 from stages.finetune import FinetunePaths, run
 from tests.conftest import make_tiny_model, number_pairs
+from tests.exported import passed
 from tests.unit.test_finetune import LORA, params
 from tunewright.compute import open_tuned, read_tokens, set_up
 from tunewright.errors import UserError
@@ -32,6 +33,8 @@ EVALUATE = EvaluateParams(
     length_slices=[],
     slice_columns=[],
 )
+BESIDE = ("card", "control", "threshold_policy")
+"""What leaves with the model."""
 HOW = Predicting(batch_size=16, seed=0, generation=GenerationParams(max_new_tokens=8))
 
 
@@ -397,7 +400,6 @@ def test_the_stages_after_finetune_measure_and_export_what_writes(base):
         write_parquet(found, Path(f"prepared/{split}.parquet"))
     finetune()
     write_json(Path("data_passed"), {"prepared": sha256_tree(Path("prepared"))})
-    write_json(Path("model_passed"), {"model": sha256_tree(Path("tuned"))})
     seed = {"seed": 1, "num_threads": 1}
     opponent = baseline.run(
         stage_paths(baseline.BaselinePaths), Baselines, TASK, 1, bootstrap_samples=100, calibration_bins=5,
@@ -411,15 +413,20 @@ def test_the_stages_after_finetune_measure_and_export_what_writes(base):
     chrf = [report.splits["test"].metrics["chrf"].value for report in (found, before, opponent)]
     assert found.margin_over_base.value == pytest.approx(chrf[0] - chrf[1])
     assert found.margin_over_baseline.value == pytest.approx(chrf[0] - chrf[2])
-    Path("card").mkdir()
+    found.write(Path("evaluate_report"))
+    for name in ("card/card.json", "control", "threshold_policy"):
+        write_json(Path(name), {"facts": {}} if name.startswith("card") else {})
+    passed(Path("model_passed"), model=Path("tuned"), **{name: Path(name) for name in BESIDE})
     report = export.run(
         stage_paths(export.ExportPaths, **names),
         export.ExportParams(onnx=False, opset_version=18, parity_rows=4, parity_atol=1e-4),
         TASK,
-        num_threads=1,
+        **seed,
         evaluate=EVALUATE,
     )
-    assert report.parity["safetensors"].max_abs_difference < 1e-5
+    proven = report.forms["safetensors"]
+    assert proven.max_abs_difference < 1e-5 and proven.metric == "bits_per_byte"
+    assert proven.exported == pytest.approx(found.splits["test"].metrics["bits_per_byte"].value, rel=1e-6)
     # Plain Transformers writes what was written here, without being told how.
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained("export"), AutoTokenizer.from_pretrained("export")
     ours = read_parquet(Path("predictions")).slice(rows["validation"].num_rows)["predicted"].to_pylist()

@@ -13,7 +13,7 @@ from stages import gate_model, verdict
 from stages.gate_model import GateModelPaths
 from stages.verdict import VerdictParams, VerdictPaths, VerdictReport
 from tunewright.errors import GateClosed, UserError
-from tunewright.files import read_json, sha256_file, write_json, write_text
+from tunewright.files import read_json, sha256_tree, write_json, write_text
 from tunewright.gates import require_pass
 
 PARAMS = VerdictParams(
@@ -216,9 +216,13 @@ def gate(folder: Path, report: VerdictReport) -> GateModelPaths:
     paths = GateModelPaths(
         verdict_report=folder / "verdict.json",
         report_report=folder / "report.json",
+        card=folder / "card",
+        threshold_policy=folder / "threshold_policy.json",
         model_passed=folder / "model.passed",
     )
     report.write(paths.verdict_report)
+    write_json(paths.card / "card.json", {})
+    write_json(paths.threshold_policy, {})
     return paths
 
 
@@ -226,11 +230,15 @@ def test_an_open_gate_passes_this_model_and_no_other(tmp_path: Path) -> None:
     paths = gate(tmp_path, judge(tmp_path, reports()))
     report = gate_model.run(paths)
     assert report.open
-    assert report.judged == {"model": MODEL, "control": CONTROL, "verdict": sha256_file(paths.verdict_report)}
+    files = {"verdict": paths.verdict_report, "card": paths.card, "threshold_policy": paths.threshold_policy}
+    beside = {name: sha256_tree(path) for name, path in files.items()}
+    assert report.judged == {"model": MODEL, "control": CONTROL, **beside}
     assert read_json(paths.model_passed) == report.judged
-    require_pass(paths.model_passed, "model", MODEL)
-    with pytest.raises(GateClosed, match="passed another model"):
-        require_pass(paths.model_passed, "model", "6" * 64)
+    assert require_pass(paths.model_passed, "card", paths.card) == beside["card"]
+    write_json(paths.card / "card.json", {"a": "line more"})
+    told = rf"card: SHA-256 {sha256_tree(paths.card)}; expected {beside['card']}: .* passed another card\. Run `dvc"
+    with pytest.raises(GateClosed, match=told):
+        require_pass(paths.model_passed, "card", paths.card)
 
 
 def test_a_closed_gate_names_every_rule_and_takes_the_old_pass_away(tmp_path: Path) -> None:
