@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows import clones, comparing, registry
-from flows.comparison_page import in_short, lines, records
+from flows.comparison_page import fairness_records, in_short, lines, records
 from flows.git import git, remote_git
 from flows.promotion import crown, refuse_unfit
 from flows.states import TASK
@@ -119,4 +119,8 @@ def _show(found: Comparison) -> None:
     table: list[dict[str, Any]] = list(records(found))
     if table:
         create_table_artifact(table=table, key="champion-metrics", description="Metrics against the champion, on test")
+    if fair := fairness_records(found):
+        create_table_artifact(
+            table=fair, key="champion-fairness", description="Fairness beside the champion's, on test"
+        )
     create_markdown_artifact("\n\n".join(line.strip() for line in lines(found)), key="champion")

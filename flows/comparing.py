@@ -26,7 +26,7 @@ from tunewright.stage import STATE
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from tunewright.comparison import Comparison, Side
+    from tunewright.comparison import Comparison, FairnessComparison, Side
 
 CHAMPION = "champion"
 HERE = "the working folder"
@@ -107,7 +107,27 @@ def compare(first: Revision, second: Revision) -> Comparison:
         return comparing.without_rows(sides, "not_comparable", reason, settings)
     STATE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=STATE, prefix="compare-") as scratch:
-        return _compared(first, second, sides, params, Path(scratch))
+        found = _compared(first, second, sides, params, Path(scratch))
+    return found.model_copy(update={"fairness": fairness(first, second)})
+
+
+def fairness(first: Revision, second: Revision) -> list[FairnessComparison]:
+    """What both reports of `audit_model` found, beside the deciding metric of `evaluate`; empty where no group was
+    compared in either."""
+    from tunewright import comparison as comparing
+
+    evaluated, audited = zip(*((of.report("evaluate"), _audit(of)) for of in (first, second)), strict=True)
+    return comparing.fairness(evaluated, audited)
+
+
+def _audit(of: Revision) -> Any:
+    """The report of `audit_model`; None of a revision from before there was one."""
+    try:
+        return of.report("audit_model")
+    except Unreachable:
+        raise
+    except UserError:
+        return None
 
 
 def _compared(first: Revision, second: Revision, sides: tuple[Side, Side], params: Params, scratch: Path) -> Comparison:
@@ -182,7 +202,13 @@ def _rescored(first: Revision, model: Path, rows: pa.Table, params: Params, scra
 def _side(of: Revision) -> Side:
     from tunewright.comparison import Side
 
-    return Side(name=of.name, commit=of.commit, model_sha256=of.report("evaluate")["model_sha256"])
+    method, feature = (of.setting("mitigate", key) for key in ("method", "sensitive_feature"))
+    return Side(
+        name=of.name,
+        commit=of.commit,
+        model_sha256=of.report("evaluate")["model_sha256"],
+        mitigation=f"{method} by {feature}" if feature else str(method or "none"),
+    )
 
 
 def _incomparable(first: Revision, second: Revision) -> str | None:

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tunewright.comparison import Comparison, MetricComparison
+from tunewright.comparison import Comparison, Figure, MetricComparison
 
 CONCLUSIONS = {
     "blessed": "no worse than tolerated",
@@ -16,19 +16,21 @@ CONCLUSIONS = {
     "too_few_rows": "too few rows to say",
     "not_comparable": "not comparable",
 }
+LEFT = ("metric", "verdict", "fairness")
 WORDS = {"not_judged": "", "not_measured": "not measured"}
 
 
 def show(console: Console, found: Comparison) -> None:
     """Print it."""
-    if found.metrics:
-        columns = records(found)
-        table = Table(box=None, padding=(0, 2, 0, 0))
-        for name in columns[0]:
-            table.add_column(name, justify="left" if name in ("metric", "verdict") else "right")
-        for record in columns:
-            table.add_row(*record.values())
-        console.print(table)
+    for rows in (records(found), fairness_records(found)):
+        if rows:
+            table = Table(box=None, padding=(0, 2, 0, 0))
+            for name in rows[0]:
+                table.add_column(Text(name), justify="left" if name in LEFT else "right")
+            for row in rows:
+                table.add_row(*(Text(cell) for cell in row.values()))
+            console.print(table)
+            console.print()
     for line in lines(found):
         console.print(Text(line))
 
@@ -50,6 +52,18 @@ def records(found: Comparison) -> list[dict[str, str]]:
     ]
 
 
+def fairness_records(found: Comparison) -> list[dict[str, str]]:
+    """A row for the mitigation, for the deciding metric, and for each measure of each sensitive feature."""
+    if not found.fairness:
+        return []
+    first, second = found.first, found.second
+    rows = [{"fairness": "mitigation", first.name: first.mitigation, second.name: second.mitigation}]
+    for one in found.fairness:
+        name = f"{one.feature}: {one.measure}" if one.feature else one.measure
+        rows.append({"fairness": name, first.name: _figure(one.first), second.name: _figure(one.second)})
+    return rows
+
+
 def lines(found: Comparison) -> list[str]:
     """What was compared, the conclusion, and each reason of it."""
     told = []
@@ -58,6 +72,11 @@ def lines(found: Comparison) -> list[str]:
         told.append(
             f"{rows.compared} of {rows.test} rows of test ({rows.learned} that {found.first.name} has learned from, "
             f"{rows.not_scored} without a score). A positive difference is better."
+        )
+        told.append(
+            "Fairness: as each model's own report of its rows of test has it; not judged here."
+            if found.fairness
+            else "Fairness: not assessed, of neither model."
         )
     told.append(f"{found.second.name} against {found.first.name}: {CONCLUSIONS[found.verdict]}")
     return [*told, *(f"  {reason}" for reason in found.reasons)]
@@ -74,6 +93,13 @@ def in_short(found: Comparison) -> str:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
+
+
+def _figure(found: Figure) -> str:
+    if found.value is None:
+        return found.of
+    ends = "" if found.low is None or found.high is None else f" [{found.low:.4f}, {found.high:.4f}]"
+    return f"{found.value:.4f}{ends}" + (f" ({found.of})" if found.of else "")
 
 
 def _interval(metric: MetricComparison) -> str:

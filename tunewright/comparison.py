@@ -9,13 +9,15 @@ Source: G. Piaggio et al., Reporting of noninferiority and equivalence randomize
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from tunewright.champion import ChampionParams
 from tunewright.evaluation import both_scored, paired
+from tunewright.group_metrics import DIFFERENCES
 from tunewright.normalise import match_form
 from tunewright.statistics import Estimate
 from tunewright.task import TaskType
@@ -43,6 +45,8 @@ class Side(_Told):
     commit: str | None
     """None: what stands in the working folder."""
     model_sha256: str
+    mitigation: str = "none"
+    """`mitigate.method`, and the feature that it is by."""
 
 
 class MetricComparison(_Told):
@@ -54,6 +58,27 @@ class MetricComparison(_Told):
     difference: Estimate | None
     tolerance: float | None
     verdict: MetricVerdict
+
+
+class Figure(_Told):
+    """A value that one of the models' reports has, with its interval there."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    of: str = ""
+    """Which group, and which rate, it is of; without a value why there is none."""
+
+
+class FairnessComparison(_Told):
+    """One measure of `audit_model`, or the deciding metric that stands beside them, as both models' reports have it:
+    each of its own rows of test, so the two are the same rows only where the data are."""
+
+    feature: str
+    """The sensitive feature; empty for the deciding metric."""
+    measure: str
+    first: Figure
+    second: Figure
 
 
 class Rows(_Told):
@@ -76,6 +101,9 @@ class Comparison(_Told):
     rows: Rows
     confidence_level: float
     metrics: list[MetricComparison]
+    fairness: list[FairnessComparison] = []
+    """The deciding metric, then the measures of each sensitive feature; empty where neither model was assessed. Nothing
+    of it is judged here: `audit_model` has its own limits, and each model its own verdict."""
 
     @property
     def blessed(self) -> bool:
@@ -140,6 +168,62 @@ def compare(
         confidence_level=params.confidence_level,
         metrics=metrics,
     )
+
+
+def fairness(
+    evaluated: tuple[Mapping[str, Any], Mapping[str, Any]],
+    audited: tuple[Mapping[str, Any] | None, Mapping[str, Any] | None],
+) -> list[FairnessComparison]:
+    """Accuracy beside fairness, of both models.   evaluated, audited: the reports of `evaluate` and of `audit_model`;
+    None where there is none."""
+    features = {name: None for report in audited if report for name in _measures(report)}
+    if not features:
+        return []
+    metric = evaluated[1].get("metric", "")
+    found = [
+        FairnessComparison(
+            feature="", measure=metric, first=_metric(evaluated[0], metric), second=_metric(evaluated[1], metric)
+        )
+    ]
+    sides = [_measures(report) if report else {} for report in audited]
+    for name, measure in features:
+        first, second = (side.get((name, measure), Figure(of="not assessed")) for side in sides)
+        found.append(FairnessComparison(feature=name, measure=measure, first=first, second=second))
+    return found
+
+
+def _metric(evaluated: Mapping[str, Any], metric: str) -> Figure:
+    found = evaluated.get("splits", {}).get("test", {}).get("metrics", {}).get(metric)
+    return Figure(**{end: found[end] for end in ("value", "low", "high")}) if found else Figure(of="not measured")
+
+
+def _measures(audited: Mapping[str, Any]) -> dict[tuple[str, str], Figure]:
+    """(feature, measure) → what stands for it: the largest difference from the reference group, whichever of the rates
+    and whichever group has it; the disparate impact that is furthest from 1; the flip rate. Only what has an interval,
+    and so enough rows, can stand for a feature."""
+    found: dict[tuple[str, str], Figure] = {}
+    for attribute in audited["attributes"]:
+        differences, impacts = [], []
+        for group, measured in attribute["groups"].items():
+            against = measured["comparison"] or {}
+            for name, rate in DIFFERENCES.items():
+                if (difference := against.get(name, {})).get("low") is not None:
+                    differences.append(_figure(difference, f"{rate.replace('_', ' ')}, {group}"))
+            if (impact := against.get("disparate_impact", {})).get("low") is not None:
+                impacts.append(_figure(impact, group))
+        few = Figure(of="insufficient")
+        key = attribute["name"]
+        found[key, "largest difference"] = max(differences, key=lambda one: abs(one.value or 0), default=few)
+        found[key, "disparate impact"] = max(impacts, key=lambda one: abs(math.log(one.value or 1)), default=few)
+    for name, swapped in audited["counterfactuals"].items():
+        rate = swapped["flip_rate"]
+        of = f"{rate['rows']} texts with swapped terms"
+        found[name, "flip rate"] = Figure(of="insufficient") if rate["low"] is None else _figure(rate, of)
+    return found
+
+
+def _figure(measure: Mapping[str, Any], of: str) -> Figure:
+    return Figure(value=measure["value"], low=measure["low"], high=measure["high"], of=of)
 
 
 def without_rows(

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
+from rich.console import Console
 
+from flows import comparing
+from flows.comparison_page import fairness_records, show
+from tests.unit.test_group_metrics import A, D, scored
 from tunewright.champion import ChampionParams
-from tunewright.comparison import Comparison, Rows, Side, compare, unseen
+from tunewright.comparison import Comparison, Rows, Side, compare, fairness, unseen
 from tunewright.evaluation import EvaluateParams
+from tunewright.files import write_json
+from tunewright.group_metrics import Rules, measure_groups
 from tunewright.label_metrics import one_label
 from tunewright.task_types.text_classification import Task, TaskParams
 from tunewright.task_types.text_regression import Task as Regression
@@ -113,3 +123,94 @@ def test_rows_that_the_champion_has_learned_from_do_not_count() -> None:
     validation = pa.table({"row_id": ["9"], "text": ["Bad one"]})
     assert unseen(test, [train, validation]).tolist() == [False, False, False, True]
     assert unseen(test, []).all()
+
+
+def audited(rows: list[tuple[int, int]], flips: int, enough: int = 2) -> dict[str, Any]:
+    """What audit_model reports of ten predictions of a and six of d: (actual, predicted)."""
+    rules = Rules(enough, 10, 0.9, bootstrap_samples=100, calibration_bins=5, seed=0)
+    groups, _, _ = measure_groups(scored(rows, [0.8] * 16), {"a": range(10), "d": range(10, 16)}, "a", rules)
+    rate = {"value": flips / 50, "low": 0.01, "high": 0.5, "rows": 50}
+    told = {name: group.model_dump(mode="json") for name, group in groups.items()}
+    return {"attributes": [{"name": "text.who", "groups": told}], "counterfactuals": {"text.who": {"flip_rate": rate}}}
+
+
+def reports(
+    folder: Path, accuracy: float, audit: dict[str, Any] | None, mitigate: dict[str, Any]
+) -> comparing.Revision:
+    """A state of a project with these reports."""
+    metric = {"accuracy": {"value": accuracy, "low": accuracy - 0.1, "high": accuracy + 0.1}}
+    evaluated = {"metric": "accuracy", "model_sha256": folder.name, "splits": {"test": {"metrics": metric}}}
+    write_json(folder / "evaluate.json", evaluated)
+    if audit is not None:
+        write_json(folder / "audit_model.json", audit)
+    return comparing.Revision(folder.name, None, {"paths": {"reports": str(folder)}, "mitigate": mitigate})
+
+
+NONE: dict[str, Any] = {"method": "none", "sensitive_feature": None}
+REWEIGH = {"method": "reweigh", "sensitive_feature": "text.who"}
+
+
+def told(first: comparing.Revision, second: comparing.Revision) -> Comparison:
+    """The comparison, of no rows, with the fairness of both."""
+    rows = held([True] * 100, [True] * 100)
+    sides = {"first": comparing._side(first), "second": comparing._side(second)}
+    return rows.model_copy(update={**sides, "fairness": comparing.fairness(first, second)})
+
+
+def test_accuracy_stands_beside_fairness_before_and_after_a_mitigation(tmp_path: Path) -> None:
+    """Recall differs by 4/6 − 1/3, as test_group_metrics.py has it, and no rate more. After it, d is answered right."""
+    before = reports(tmp_path / "before", 0.7, audited(A + D, flips=20), NONE)
+    right = [(label, label) for label, _ in D]
+    after = reports(tmp_path / "after", 0.65, audited(A + right, flips=1), REWEIGH)
+    found = told(before, after)
+    accuracy, largest, impact, flips = found.fairness
+    assert (accuracy.feature, accuracy.measure, accuracy.first.value, accuracy.second.low) == (
+        "",
+        "accuracy",
+        0.7,
+        0.55,
+    )
+    assert largest.first.value == pytest.approx(4 / 6 - 1 / 3, abs=1e-9)
+    assert largest.first.of == "true positive rate, d"
+    # Then recall is 4/6 and 1, the false positive rate 1/4 and 0, accuracy 7/10 and 1.
+    assert largest.second.value == pytest.approx(4 / 6 - 1, abs=1e-9)
+    assert impact.first.value == pytest.approx((2.5 / 7) / (5.5 / 11), abs=1e-9)
+    assert impact.second.value == pytest.approx((3.5 / 7) / (5.5 / 11), abs=1e-9)
+    assert impact.first.low is not None and impact.first.low < impact.first.value < (impact.first.high or 0)
+    assert (flips.first.value, flips.second.value, flips.second.low) == (0.4, 0.02, 0.01)
+    rows = fairness_records(found)
+    assert rows[0] == {"fairness": "mitigation", "before": "none", "after": "reweigh by text.who"}
+    assert rows[1] == {"fairness": "accuracy", "before": "0.7000 [0.6000, 0.8000]", "after": "0.6500 [0.5500, 0.7500]"}
+    assert rows[2]["fairness"] == "text.who: largest difference" and "(true positive rate, d)" in rows[2]["before"]
+    assert rows[4]["after"] == "0.0200 [0.0100, 0.5000] (50 texts with swapped terms)"
+    page = io.StringIO()
+    show(Console(file=page, width=200), found)
+    assert "reweigh by text.who" in page.getvalue() and "each model's own report" in page.getvalue()
+
+
+def test_the_furthest_impact_is_that_of_the_ratio_either_way(tmp_path: Path) -> None:
+    """b is selected in 5 rows against 1, c in none: ratios of 5.5/1.5 and 0.5/1.5, the first of which is further."""
+    rules = Rules(2, 10, 0.9, bootstrap_samples=100, calibration_bins=5, seed=0)
+    rows = [(0, 1)] * 1 + [(0, 0)] * 9 + [(0, 1)] * 5 + [(0, 0)] * 5 + [(0, 0)] * 10
+    members = {"a": range(10), "b": range(10, 20), "c": range(20, 30)}
+    groups, _, _ = measure_groups(scored(rows, [0.8] * 30), members, "a", rules)
+    audit = {name: group.model_dump(mode="json") for name, group in groups.items()}
+    report = {"attributes": [{"name": "who", "groups": audit}], "counterfactuals": {}}
+    found = fairness(({"metric": "accuracy"}, {"metric": "accuracy"}), (report, report))
+    assert (found[0].first.value, found[0].first.of) == (None, "not measured")
+    assert (found[2].first.of, found[2].first.value) == ("b", pytest.approx(5.5 / 1.5))
+    assert found[1].first.value == pytest.approx(-4 / 10) and found[1].first.of.endswith(", b")
+
+
+def test_what_is_not_assessed_is_said_and_never_looks_even(tmp_path: Path) -> None:
+    few = reports(tmp_path / "few", 0.7, audited(A + D, flips=2, enough=30), NONE)
+    none = reports(tmp_path / "none", 0.7, {"attributes": [], "counterfactuals": {}}, NONE)
+    older = reports(tmp_path / "older", 0.7, None, NONE)
+    for other in (none, older):
+        rows = fairness_records(told(other, few))
+        assert [row[other.name] for row in rows[2:]] == ["not assessed"] * 3
+        assert [row["few"] for row in rows[2:4]] == ["insufficient", "insufficient"]
+    neither = told(older, none)
+    page = io.StringIO()
+    show(Console(file=page, width=200), neither)
+    assert neither.fairness == [] and "Fairness: not assessed, of neither model." in page.getvalue()
