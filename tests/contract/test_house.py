@@ -108,6 +108,7 @@ ELSEWHERE = {
     "dvc exp show": SWEEPS,
     "tunewright promote": CHAMPION,
     "tunewright compare": CHAMPION,
+    "tunewright compare HEAD": CHAMPION,
     "tunewright rollback": CHAMPION,
     "dvc artifacts get https://git.example.com/team/reviews.git model --stage champion --out model": CHAMPION,
     'gto show --repo https://git.example.com/team/reviews.git "model#champion" --ref': CHAMPION,
