@@ -25,8 +25,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from flows.onnx_model import Answer, OnnxModel
-from flows.scoring import MANIFEST
+from flows.onnx_model import Answer, OnnxModel, manifest_of
 from flows.which_model import Chosen
 from tunewright.errors import UserError
 from tunewright.files import read_json
@@ -279,7 +278,7 @@ def service(
 
 def app_of(model: OnnxModel, by: Chosen, host: str, token: str | None, max_batch_size: int) -> FastAPI:
     """The application for a chosen model, with what it tells of it."""
-    manifest = read_json(by.folder / MANIFEST)
+    manifest = read_json(by.folder / manifest_of(by.folder))
     told = {
         "name": by.name,
         "task": by.params.task.type,

@@ -1,4 +1,5 @@
-"""The exported classifier over ONNX Runtime alone: no PyTorch, so it starts in a second and answers quickly."""
+"""The exported classifier, or its form of eight bits, over ONNX Runtime alone: no PyTorch, so it starts in a second and
+answers quickly."""
 
 from __future__ import annotations
 
@@ -8,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.new_rows import Cleaner
-from flows.scoring import check_model
+from flows.scoring import MANIFEST, check_model
 from tunewright.batches import sorted_batches
 from tunewright.classification import tokenized
 from tunewright.control import probabilities_of, read_control
 from tunewright.errors import UserError
 from tunewright.onnx_files import session
 from tunewright.params import Params
+from tunewright.proofs import VERIFIED
 from tunewright.sources import CONTROL
 from tunewright.stage import QUIET, SPIN
 from tunewright.task import load_task
@@ -42,8 +44,13 @@ class Answer:
     error: str | None = None
 
 
+def manifest_of(folder: Path) -> str:
+    """The name of the file that lists a folder's files: of a converted form it says what was proven, too."""
+    return VERIFIED if not (folder / MANIFEST).is_file() and (folder / VERIFIED).is_file() else MANIFEST
+
+
 class OnnxModel:
-    """The model of an exported folder, with its tokenizer, its labels and its control.
+    """The model of an exported folder, or of a converted form, with its tokenizer, its labels and its control.
 
     Raises
         UserError  for a model that is not whole, not of the task of params, or without model.onnx.
@@ -58,7 +65,7 @@ class OnnxModel:
                 f"task.type: found {params.task.type}; what answers over HTTP is a classifier of texts. "
                 "`tunewright predict` and `tunewright score` answer for any task."
             )
-        check_model(folder, task, params)
+        check_model(folder, task, params, manifest_of(folder))
         if not (folder / MODEL).is_file():
             raise UserError(f"{folder / MODEL}: not found. Set export.onnx: true, then `tunewright run`.")
 

@@ -179,23 +179,25 @@ def _standing(output: Path) -> dict[str, Any] | None:
     return found
 
 
-def check_model(folder: Path, task: TaskType, params: Params) -> None:
+def check_model(folder: Path, task: TaskType, params: Params, manifest: str = MANIFEST) -> None:
     """Hold the model's files against its manifest, and its labels and length against params, and refuse
     what would run code.
+
+    manifest: the file's name.
 
     Raises
         UserError  naming the file or the key.
     """
-    listed = listed_files(folder)
+    listed = listed_files(folder, manifest)
     for name in listed:
-        check_listed(folder, name, listed)
+        check_listed(folder, name, listed, manifest)
     if found := pickled(folder):
         raise UserError(
             f"{folder / found[0]}: can run code when it is opened, and no export holds such a file. Remove it."
         )
     if beside := _beside(folder, set(listed)):
         raise UserError(
-            f"{folder / beside}: a library could open it with the model, and {MANIFEST} does not name it. Remove it, "
+            f"{folder / beside}: a library could open it with the model, and {manifest} does not name it. Remove it, "
             "or bring the model back: `dvc checkout`."
         )
     check_runs_no_code(str(folder), folder)
@@ -213,20 +215,20 @@ def check_model(folder: Path, task: TaskType, params: Params) -> None:
         )
 
 
-def listed_files(folder: Path) -> dict[str, Any]:
+def listed_files(folder: Path, manifest: str = MANIFEST) -> dict[str, Any]:
     """What the manifest of a folder lists: name → {"sha256": …}.
 
     Raises
         UserError  where there is no manifest, or none of this form.
     """
-    read = read_json(folder / MANIFEST)
+    read = read_json(folder / manifest)
     files = read.get("files") if isinstance(read, dict) else None
     if not isinstance(files, dict) or not all(isinstance(file, dict) and "sha256" in file for file in files.values()):
-        raise UserError(f"{folder / MANIFEST}: lists no files with SHA-256. Expected an exported model's manifest.")
+        raise UserError(f"{folder / manifest}: lists no files with SHA-256. Expected an exported model's manifest.")
     return files
 
 
-def check_listed(folder: Path, name: str, listed: Mapping[str, Any]) -> None:
+def check_listed(folder: Path, name: str, listed: Mapping[str, Any], manifest: str = MANIFEST) -> None:
     """Hold one file against the manifest's list.
 
     Raises
@@ -234,7 +236,7 @@ def check_listed(folder: Path, name: str, listed: Mapping[str, Any]) -> None:
     """
     path = folder / name
     if not inside(name) or not path.is_file() or sha256_file(path) != listed[name]["sha256"]:
-        raise UserError(f"{path}: is missing or not as {MANIFEST} has it. Bring the model back: `dvc checkout`.")
+        raise UserError(f"{path}: is missing or not as {manifest} has it. Bring the model back: `dvc checkout`.")
 
 
 def _beside(folder: Path, listed: set[str]) -> str | None:

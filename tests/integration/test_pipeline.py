@@ -195,6 +195,57 @@ def test_verify_hashes_the_whole_chain_and_names_each_byte_that_was_changed(ran)
     assert "every byte is as recorded" in ran.tunewright("verify").stdout
 
 
+def test_what_was_altered_in_the_cache_after_the_gate_is_not_exported(ran):
+    """FAULTS.md row 11: one bit of an object of DVC's cache, which `dvc checkout` lays out as if it were whole."""
+    judged = {  # what is altered → what a stage has recorded
+        "models/tuned/model.safetensors": "models/tuned",
+        "models/control.json": "models/control.json",
+        "data/tokens/test.arrow": "data/tokens",
+        "models/card/README.md": "models/card",
+        "models/threshold_policy.json": "models/threshold_policy.json",
+    }
+    expected = {path: sha256_tree(ran.root / path) for path in judged.values()}
+    exported = sha256_tree(ran.root / "models/export")
+    folder = ran.root / ".dvc/cache/files/md5"
+    outs = {out["path"]: out["md5"] for stage in ran.lock()["stages"].values() for out in stage["outs"]}
+    objects = {}
+    for name, path in judged.items():
+        md5 = outs[path]
+        if md5.endswith(".dir"):
+            inside = read_json(folder / md5[:2] / md5[2:])
+            md5 = next(file["md5"] for file in inside if f"{path}/{file['relpath']}" == name)
+        objects[name] = folder / md5[:2] / md5[2:]
+    whole = {name: file.read_bytes() for name, file in objects.items()}
+    try:
+        for name, file in objects.items():
+            (ran.root / name).unlink()
+            file.chmod(0o644)
+            file.write_bytes(flipped(whole[name]))
+            file.chmod(0o444)
+        ran.run("dvc", "checkout", *judged.values())
+        laid_out = {name: (ran.root / name).read_bytes() for name in judged}
+        for name, content in whole.items():
+            assert laid_out[name] == flipped(content), f"{name}: dvc checkout has seen it"
+            (ran.root / name).chmod(0o644)
+            (ran.root / name).write_bytes(content)
+        for name, path in judged.items():
+            (ran.root / name).write_bytes(laid_out[name])
+            done = ran.stage("export", check=False)
+            found = sha256_tree(ran.root / path)
+            (ran.root / name).write_bytes(whole[name])
+            assert done.returncode == (2 if path == "data/tokens" else 3), (name, done.stderr)
+            assert f"{path}: SHA-256 {found}; expected {expected[path]}" in done.stderr
+            assert "`tunewright verify` names what was altered" in done.stderr
+            assert sha256_tree(ran.root / "models/export") == exported
+    finally:
+        for name, file in objects.items():
+            for path in (file, ran.root / name):
+                path.unlink(missing_ok=True)
+                path.write_bytes(whole[name])
+            file.chmod(0o444)
+    assert "every byte is as recorded" in ran.tunewright("verify").stdout
+
+
 def test_nothing_is_published_that_is_not_committed(ran):
     done = ran.tunewright("publish", check=False)
     assert done.returncode == 2

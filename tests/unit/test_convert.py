@@ -13,14 +13,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
+from flows.model_service import app_of
+from flows.onnx_model import OnnxModel
+from flows.which_model import Chosen
 from stages import convert, export
 from stages.convert import ConvertParams, ConvertPaths, run
 from tests import exported
+from tests.conftest import REPOSITORY
 from tunewright import formats, runtime
 from tunewright.control import Control
 from tunewright.errors import UserError
-from tunewright.files import read_json, sha256_file, sha256_tree, write_json, write_parquet
+from tunewright.files import read_json, read_parquet, sha256_file, sha256_tree, write_json, write_parquet
+from tunewright.params import load_params
 from tunewright.parity import compared_batches, parity
 from tunewright.task import TaskType
 from tunewright.task_types import multi_label_classification, text_classification, text_regression, token_classification
@@ -198,6 +204,32 @@ def test_int8_is_smaller_and_says_what_was_compared(done):
         assert (entry.sha256, entry.size) == (sha256_file(own / name), (own / name).stat().st_size)
     listed = json.loads((paths.converted / "MANIFEST.json").read_text())
     assert set(listed["formats"]["onnx_int8"]) == {*found.files, "VERIFIED"}
+
+
+def test_the_service_answers_with_the_eight_bits_and_with_no_byte_that_was_not_proven(done, tmp_path):
+    import numpy as np
+    from starlette.testclient import TestClient
+
+    paths, report = done
+    found = report.formats["onnx_int8"]
+    params = YAML(typ="safe").load(REPOSITORY / "params.yaml")
+    params["task"]["labels"], params["tokenize"]["max_length"] = LABELS, MAX_LENGTH
+    params["audit_data"]["favourable_label"] = "good"
+    YAML(typ="safe").dump(params, tmp_path / "params.yaml")
+    by = Chosen(load_params(tmp_path / "params.yaml"), tmp_path / "form", "the form")
+    shutil.copytree(paths.converted / "onnx_int8", by.folder)
+    model = OnnxModel(by.folder, by.params)
+    labels = read_parquet(paths.prepared / "test.parquet")["label"].to_pylist()
+    predicted = [LABELS[at] for at in model.logits(TEXTS).argmax(axis=1)]
+    assert np.mean([ours == theirs for ours, theirs in zip(predicted, labels, strict=True)]) == found.converted
+    with TestClient(app_of(model, by, "127.0.0.1", None, 8), base_url="http://127.0.0.1") as client:
+        assert client.get("/model").json()["model_sha256"] == found.model_sha256
+        answer = client.post("/predict", json={"texts": TEXTS[5:6]}).json()["answers"][0]
+        assert max(answer["probabilities"], key=answer["probabilities"].get) == predicted[5]
+    file = by.folder / "model.onnx"
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    with pytest.raises(UserError, match=r"model\.onnx: is missing or not as VERIFIED has it"):
+        OnnxModel(by.folder, by.params)
 
 
 def test_a_second_conversion_has_the_same_bytes(done, tmp_path):
