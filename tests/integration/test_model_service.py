@@ -25,7 +25,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from benchmarks.serving import mistreat
-from flows.connections import OTHER_FILES, SPARE
+from flows.connections import MAX_CONNECTIONS, OTHER_FILES, SPARE
 from flows.model_service import LOOPBACK, MAX_EXPLAINING, Batcher, service
 from flows.onnx_model import OnnxModel
 from tests.browser import Page, wait_for
@@ -192,6 +192,28 @@ def test_nothing_that_is_sent_keeps_others_from_an_answer(url: str) -> None:
         "200 clients that ask and go": "gone",
     }
     assert ask(f"{url}/health") == (200, {"status": "ok"})
+
+
+def test_the_limit_of_open_files_is_raised_as_far_as_needed_and_leaves_so_many_places() -> None:
+    wanted = MAX_CONNECTIONS + SPARE + OTHER_FILES
+    code = """
+import json, resource, sys
+from flows.connections import places
+
+for limits in json.loads(sys.argv[1]):
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    print(places(), *resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+    limits = [(256, wanted + 7), (256, FILES), (100, 100)]
+    with open_files(wanted + 7):
+        done = subprocess.run(
+            [sys.executable, "-c", code, json.dumps(limits)], capture_output=True, text=True, check=True
+        )
+    assert done.stdout.splitlines() == [
+        f"{MAX_CONNECTIONS} {wanted} {wanted + 7}",
+        f"{PLACES} {FILES} {FILES}",
+        "1 100 100",
+    ]
 
 
 def test_texts_to_be_explained_wait_for_each_other_and_keep_nobody_else_waiting(folder: Path) -> None:
