@@ -109,8 +109,9 @@ def _metrics(params: Params, states: Mapping[str, str]) -> Rows:
     if states.get("evaluate") not in NEW_STATES:
         return []
     report = _report(params, "evaluate")
-    others = {"baseline": _test_metrics(_report(params, "baseline"))}
-    others["base model"] = _test_metrics(_report(params, "evaluate_base"))
+    simple = _report(params, "baseline")
+    others = {"baseline": _test_metrics(simple), "base model": _test_metrics(_report(params, "evaluate_base"))}
+    others |= {name: answers["metrics"] for name, answers in simple.get("fixed", {}).items()}
     rows = [
         {
             "metric": f"{name} (decides)" if name == report.get("metric") else name,

@@ -12,7 +12,7 @@ chosen. Test is read once, by the candidate that was chosen.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field
 
@@ -24,6 +24,9 @@ from tunewright.report import Report, RowAccount
 from tunewright.stage import Dep, Key, Out, Paths, run_stage
 from tunewright.statistics import Estimate, bootstrap
 from tunewright.task import TaskType
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class BaselinePaths(Paths):
@@ -53,11 +56,15 @@ class SplitResult(BaseModel):
 
 
 class BaselineReport(Report):
-    """The opponent in words, its metrics, and what the task tells of how it was chosen."""
+    """The opponent in words, its metrics, and what the task tells of how it was chosen.
+
+    `fixed`: answers that learn nothing, such as copying the text, measured on test beside it.
+    """
 
     name: str
     details: dict[str, Any]
     splits: dict[str, SplitResult]
+    fixed: dict[str, SplitResult] = Field(default_factory=dict)
 
 
 def run(
@@ -74,11 +81,13 @@ def run(
     splits = {split: read_parquet(paths.prepared / f"{split}.parquet") for split in ("train", *SPLITS)}
     found = task.baseline(splits, params, seed)
     tables = {split: with_rows(table, splits[split], split) for split, table in found.predictions.items()}
-    results: dict[str, SplitResult] = {}
-    for split, table in tables.items():
+
+    def measured(table: pa.Table) -> SplitResult:
         statistics = task.statistics(table, calibration_bins)
         metrics = bootstrap(statistics, table.num_rows, bootstrap_samples, confidence_level, seed)
-        results[split] = SplitResult(rows=table.num_rows, metrics=metrics)
+        return SplitResult(rows=table.num_rows, metrics=metrics)
+
+    results = {split: measured(table) for split, table in tables.items()}
     write_predictions(tables, paths.baseline_predictions)
     rows_in = sum(rows.num_rows for rows in splits.values())
     return BaselineReport(
@@ -87,6 +96,7 @@ def run(
         name=found.name,
         details=found.details,
         splits=results,
+        fixed={name: measured(table) for name, table in found.fixed.items()},
     )
 
 

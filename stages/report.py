@@ -314,6 +314,9 @@ def _compared(reports: Mapping[str, Any], metric: str) -> list[tuple[str, float,
     """The deciding metric on test: simple answers, the baseline, the untouched base model, the tuned one."""
     references = reports["baseline"]["details"].get("references", {})
     rows = [(name, value, value, value) for name, value in references.items()]
+    for name, answers in reports["baseline"]["fixed"].items():
+        if found := answers["metrics"].get(metric):
+            rows.append((name, found["value"], found["low"], found["high"]))
     for name, stage in (("baseline", "baseline"), ("base model", "evaluate_base"), ("tuned", "evaluate")):
         if found := reports[stage]["splits"].get("test", {}).get("metrics", {}).get(metric):
             rows.append((name, found["value"], found["low"], found["high"]))

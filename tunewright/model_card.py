@@ -208,23 +208,24 @@ def evaluation(telling: Telling) -> str:
 
 def _metrics(telling: Telling) -> str:
     facts = telling.facts
-    others = {
-        stage: head
+    others: dict[str, tuple[str, ...]] = {
+        head: (stage, "splits", "test")
         for stage, head in (("baseline", "baseline"), ("evaluate_base", "untouched base model"))
         if facts.look(stage, "splits", "test", "metrics")
     }
+    others |= {escape(name): ("baseline", "fixed", name) for name in facts.look("baseline", "fixed") or {}}
     decides = facts.look("evaluate", "metric")
     rows = [
         [
             escape(metric.replace("_", " ")) + (" (decides)" if metric == decides else ""),
             telling.estimate("evaluate", "splits", "test", "metrics", metric),
-            *(telling.estimate(stage, "splits", "test", "metrics", metric) for stage in others),
+            *(telling.estimate(*place, "metrics", metric) for place in others.values()),
         ]
         for metric in facts.look("evaluate", "splits", "test", "metrics")
     ]
     heads = [f"on test {telling.note('evaluate')}", "value (interval)"]
     found = [
-        table([*heads, *(f"{head} {telling.note(stage)}" for stage, head in others.items())], rows),
+        table([*heads, *(f"{head} {telling.note(place[0])}" for head, place in others.items())], rows),
         f"Rows of test: {telling.figure('evaluate', 'splits', 'test', 'rows')}.",
         "Intervals are of the setting `evaluate.confidence_level`.",
     ]

@@ -56,6 +56,8 @@ class Baseline:
     details: dict[str, Any] = field(default_factory=dict)
     """For the report's JSON. The page shows `candidates` (records of one shape), `chosen` (one of them) and
     `references` (even simpler answers: their name → the deciding metric on test)."""
+    fixed: Mapping[str, pa.Table] = field(default_factory=dict)
+    """Answers that learn nothing, by name, as predictions of test: measured by every metric, chosen or not."""
 
 
 class TaskType:

@@ -537,6 +537,22 @@ def flip_one_label(project: Project) -> None:
     path.write_bytes(b"\r\n".join(lines))
 
 
+def search_the_rate(project: Project) -> None:
+    """`learning_rate: auto`, with three candidates of two steps, the better two of which get four."""
+    set_param("finetune", learning_rate="auto")(project)
+    row = {"min_lr": 1e-5, "max_lr": 2e-3, "num_candidates": 3}
+    short = {"first_rung_steps": 2, "reduction_factor": 2, "max_validation_rows": 64, "range_test_steps": 4}
+    set_param("find_lr", **row, **short)(project)
+
+
+def it_trained_at_the_rate_that_ranked_first(project: Project) -> None:
+    found, tuned = (read_json(project.root / f"reports/{stage}.json") for stage in ("find_lr", "finetune"))
+    assert [(rung["steps"], len(rung["trials"])) for rung in found["rungs"]] == [(2, 3), (4, 2)]
+    losses = {trial["learning_rate"]: trial["validation_loss"] for trial in found["rungs"][-1]["trials"]}
+    assert len(set(losses.values())) == 2
+    assert tuned["learning_rate"] == found["learning_rate"] == min(losses, key=losses.__getitem__)
+
+
 @dataclass
 class Change:
     name: str
@@ -544,6 +560,8 @@ class Change:
     named: str
     """What `tunewright why` must name before the run."""
     expected: set[str]
+    then: Callable[[Project], None] | None = None
+    """What else has to be true after it."""
 
 
 CHANGES = [
@@ -551,9 +569,10 @@ CHANGES = [
     Change("no ONNX", set_param("export", onnx=False), "export.onnx", {"export", "convert"}),
     Change(
         "learning rate",
-        set_param("finetune", learning_rate=2e-3),
+        search_the_rate,
         "finetune.learning_rate",
         {"find_lr", *FROM_FINETUNE},
+        it_trained_at_the_rate_that_ranked_first,
     ),
     Change("split seed", set_param("prepare", split_seed=1), "prepare.split_seed", FROM_PREPARE),
     Change("one changed label", flip_one_label, "data/raw/movie_reviews", STAGES - {"fetch_data", "fetch_model"}),
@@ -619,6 +638,8 @@ def test_an_edit_runs_what_depends_on_it_and_no_more(change, ran, table):
     ran.run("dvc", "repro")
     table.append(f"| {change.name} | `{change.named}` | {', '.join(sorted(ran.ran(), key=ORDER.index))} |")
     assert ran.ran() == change.expected
+    if change.then is not None:
+        change.then(ran)
 
 
 def test_the_table_of_the_docs_is_what_was_seen(table):

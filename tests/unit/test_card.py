@@ -218,6 +218,15 @@ def test_a_change_of_a_report_changes_the_card(tmp_path, monkeypatch):
     assert "| duplicate | 50 |" in before
 
 
+def test_an_answer_that_learns_nothing_stands_beside_the_baseline(tmp_path, monkeypatch):
+    make(tmp_path, monkeypatch)
+    assert "copying" not in page()
+    copied = {"copying the text": {"rows": 100, "metrics": {"accuracy": estimate(0.3125, 0.0625)}}}
+    report = make(tmp_path, monkeypatch, baseline={"fixed": copied})
+    assert "| copying the text [^baseline] |" in page() and "| 0.3125 (0.2500 to 0.3750) |" in page()
+    assert report.facts["baseline.fixed.copying the text.metrics.accuracy.value"].value == 0.3125
+
+
 def test_the_front_matter_is_what_the_hub_s_own_reader_takes(tmp_path, monkeypatch):
     from huggingface_hub import ModelCard, metadata_load
 

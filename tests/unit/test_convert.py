@@ -6,8 +6,10 @@ The tests of TensorFlow and LiteRT need environments that `make tensorflow` and 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,9 +25,10 @@ from stages.convert import ConvertParams, ConvertPaths, run
 from tests import exported
 from tests.conftest import REPOSITORY
 from tunewright import formats, runtime
-from tunewright.control import Control
+from tunewright.control import Control, probabilities_of
 from tunewright.errors import UserError
 from tunewright.files import read_json, read_parquet, sha256_file, sha256_tree, write_json, write_parquet
+from tunewright.onnx_files import session
 from tunewright.params import load_params
 from tunewright.parity import compared_batches, parity
 from tunewright.task import TaskType
@@ -230,6 +233,33 @@ def test_the_service_answers_with_the_eight_bits_and_with_no_byte_that_was_not_p
     file.write_bytes(file.read_bytes()[:-1] + b"!")
     with pytest.raises(UserError, match=r"model\.onnx: is missing or not as VERIFIED has it"):
         OnnxModel(by.folder, by.params)
+
+
+@pytest.mark.parametrize("place", ["export", "converted/onnx_int8"])
+def test_the_example_of_the_docs_answers_without_pytorch(done, place):
+    import numpy as np
+
+    paths, _ = done
+    folder = paths.export.parent / place
+    page = (REPOSITORY / "docs/formats.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(import json, numpy as np, onnxruntime\n.*?)```", page, re.DOTALL)
+    code = code.replace("models/converted/onnx_int8", str(folder))
+    code += "import sys\nassert not {'torch', 'transformers', 'tunewright'} & set(sys.modules)\n"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    # The same by hand. Together, as there: int8 rounds what a batch holds by its largest number.
+    texts, tokenizer = ["A joy from start to finish.", "Dull."], open_tokenizer(folder)
+    ids = [tokenizer.backend.encode(text).ids for text in texts]
+    longest = max(map(len, ids))
+    asked = {
+        "input_ids": np.array([[*row, *[0] * (longest - len(row))] for row in ids]),
+        "attention_mask": np.array([[1] * len(row) + [0] * (longest - len(row)) for row in ids]),
+    }
+    (logits,) = session(folder / "model.onnx", 1).run(["logits"], asked)
+    rows = probabilities_of(logits.astype(float) / 1.25, TASK)
+    said = [LABELS[row.argmax()] if row.max() >= 0.5 else "(abstained)" for row in rows]
+    lines = [line.rsplit(" ", 2) for line in printed.splitlines()]
+    assert [line[:2] for line in lines] == [list(pair) for pair in zip(texts, said, strict=True)]
+    assert [float(line[2]) for line in lines] == pytest.approx(rows.max(axis=1).tolist(), abs=2e-4)
 
 
 def test_a_second_conversion_has_the_same_bytes(done, tmp_path):

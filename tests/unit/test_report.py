@@ -565,6 +565,7 @@ def test_a_job_that_writes_shows_source_expected_and_written_against_the_untouch
             "name": "the source as it is",
             "details": {"candidates": [{"answer": "copy", "n": None}], "chosen": {"answer": "copy", "n": None}},
             "splits": {"test": {"rows": 4, "metrics": {"chrf": estimate(20.0)}}},  # it has no loss
+            "fixed": {"copying the text": {"rows": 4, "metrics": {"chrf": estimate(17.0)}}},
         },
     }.items():
         write_json(tmp_path / f"{stage}.json", read_json(tmp_path / f"{stage}.json") | change)
@@ -586,8 +587,10 @@ def test_a_job_that_writes_shows_source_expected_and_written_against_the_untouch
     assert found[2] == "Right.un filma film0.5000r0"
     assert "jane" not in page.html
     assert "chrF on test" in page.html and "Over the untouched base model" in page.html
+    assert "copying the text 17.00 (16.98 to 17.02); baseline 20.00 (19.98 to 20.02)" in page.html
     assert "base model 30.00 (29.98 to 30.02); tuned 41.20 (39.70 to 42.70)" in page.html
-    assert "loss less is better2.1000 [2.0800, 2.1200]3.0000 [2.9800, 3.0200]–" in page.rows
+    assert "loss less is better2.1000 [2.0800, 2.1200]3.0000 [2.9800, 3.0200]––" in page.rows
+    assert "17.0000 [16.9800, 17.0200]" in next(row for row in page.rows if row.startswith("chrf"))
     assert "copy–chosen" in page.rows
     assert "Label shares by split" not in page.html and "the source as it is, on the same rows" in page.html
 

@@ -389,6 +389,29 @@ def test_the_baseline_is_the_best_on_validation_of_copy_first_sentence_and_the_m
     assert [candidate["ngram_range"] for candidate in found.details["candidates"]] == [None, None, 1, 2]
     assert found.predictions["test"]["predicted"].to_pylist() == answers
     assert values(found.predictions["test"])["chrf"] == pytest.approx(found.details["chosen"]["validation_chrf"])
+    copied = found.fixed["copying the text"]
+    assert copied["predicted"].to_pylist() == ["the red house. it is old", "green"]
+    assert copied["label"].to_pylist() == targets
+
+
+def test_copying_is_measured_on_test_where_another_answer_is_the_baseline(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train = [("a blue sea", "la mer bleue"), ("the old red house", "la vieille maison rouge")]
+    judged = [("the red house", "la maison rouge"), ("a sea", "la mer"), ("restaurant", "restaurant")]
+    for split, pairs in {"train": train, "validation": judged[:2], "test": judged}.items():
+        write_parquet(table(pairs), Path(f"prepared/{split}.parquet"))
+    write_json(Path("data_passed"), {"prepared": sha256_tree(Path("prepared"))})
+    found = baseline.run(
+        stage_paths(baseline.BaselinePaths), Baselines, TASK, 1, bootstrap_samples=100, calibration_bins=5,
+        confidence_level=0.95,
+    )  # fmt: skip
+    assert found.name == "the target of the most similar text of train"
+    copied = found.fixed["copying the text"]
+    assert copied.rows == 3 and list(copied.metrics) == list(found.splits["test"].metrics)
+    exact = copied.metrics["exact_match"]
+    assert exact.value == pytest.approx(1 / 3) and exact.low < exact.value < exact.high
+    by_hand = values(pa.table({"label": [fr for _, fr in judged], "predicted": [en for en, _ in judged]}))
+    assert {name: one.value for name, one in copied.metrics.items()} == pytest.approx(by_hand)
 
 
 @pytest.mark.heavy
