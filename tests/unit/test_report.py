@@ -252,6 +252,7 @@ def reports(
         "evaluate_base": EvaluateBaseReport(applies=False),
         "evaluate": EvaluateReport(
             model_sha256="d" * 64,
+            tokens_sha256="e" * 64,
             metric="accuracy",
             splits={"validation": split, "test": split},
             margin_over_baseline={"value": 0.085, "low": 0.061, "high": 0.109},
