@@ -31,9 +31,10 @@ from tunewright.predictions import with_rows, write_predictions
 
 LABELS = ["negative", "positive"]
 OUTS = ("data/prepared", "models/tuned", "models/export", "reports/predictions.parquet", "reports/evaluate.json")
+AUDITED = "reports/audit_model.json"
 DVC_YAML = {
     "stages": {
-        "train": {"cmd": "cp -r made/. .", "deps": ["made"], "outs": [*OUTS, "reports/verdict.json"]},
+        "train": {"cmd": "cp -r made/. .", "deps": ["made"], "outs": [*OUTS, AUDITED, "reports/verdict.json"]},
     },
     "artifacts": {"model": {"path": "${paths.export}", "type": "model"}},
 }
@@ -75,7 +76,13 @@ class Project:
         probabilities[:, LABELS.index(says)] = sure
         found = one_label(test["label"], probabilities, LABELS, np.log(probabilities))
         write_predictions({"test": with_rows(found, test, "test")}, made / "reports/predictions.parquet")
-        write_json(made / "reports/evaluate.json", {"model_sha256": sha256})
+        right = {"value": (0.4, 0.6)[LABELS.index(says)], "low": 0.3, "high": 0.7}
+        splits = {"test": {"metrics": {"accuracy": right}}}
+        write_json(made / "reports/evaluate.json", {"model_sha256": sha256, "metric": "accuracy", "splits": splits})
+        # `negative` flips in a half of the texts, `positive` in none.
+        rate = {"value": (0.5, 0.0)[LABELS.index(says)], "low": 0.0, "high": 0.6, "rows": 40}
+        audited = {"attributes": [], "counterfactuals": {"text.gender": {"flip_rate": rate}}}
+        write_json(made / AUDITED, audited)
         findings = [] if verdict else [{"rule": "verdict.min_metrics.accuracy", "verdict": "fail"}]
         judged = {"open": verdict, "findings": findings, "judged": {"model": sha256}}
         write_json(made / "reports/verdict.json", judged)
@@ -166,6 +173,8 @@ def test_a_champion_is_made_compared_with_replaced_and_put_back_and_nothing_runs
     assert accuracy.tolerance == 0.02 and accuracy.difference.low < -0.02 < accuracy.difference.high
     assert found.verdict == "undecided" and not found.blessed
     assert (found.first.name, found.second.commit) == ("model@v0.0.1", second)
+    fair = [(row.feature, row.measure, row.first.value, row.second.value) for row in found.fairness]
+    assert fair == [("", "accuracy", 0.4, 0.6), ("text.gender", "flip rate", 0.5, 0.0)]
 
     # The other way about nothing was learned from: all 120 count, and 72 against 48 of them is beyond chance.
     done = project.tunewright("compare", "HEAD", "champion", "--json")
