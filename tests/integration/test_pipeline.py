@@ -82,7 +82,8 @@ def abstaining(folder: Path, model: Path) -> Project:
     """A small project whose model answers six rows in ten, and has a form of eight bits."""
     project = Project.make(folder, model)
     project.edit(lambda params: params["control"].update(abstain={"min_coverage": 0.6}))
-    project.edit(lambda params: params["convert"].update(formats=["onnx_int8"], max_metric_loss=1.0))
+    project.edit(lambda params: params["convert"]["formats"].append("onnx_int8"))
+    project.edit(lambda params: params["convert"].update(max_metric_loss=1.0))
     return project.commit()
 
 
@@ -567,7 +568,7 @@ class Change:
 def without_onnx(project: Project) -> None:
     """Nor what is made of it."""
     set_param("export", onnx=False)(project)
-    set_param("convert", formats=[])(project)
+    project.edit(lambda params: params["convert"]["formats"].clear())
 
 
 CHANGES = [
