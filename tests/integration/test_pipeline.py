@@ -78,12 +78,17 @@ FROM_TOKENIZE = {"tokenize", "features", "find_lr", "evaluate_base", *FROM_FINET
 FROM_PREPARE = STAGES - {"fetch_data", "ingest", "validate", "choose_model", "fetch_model"}
 
 
+def convert_to(*formats: str) -> Callable[[Project], None]:
+    """Change the forms that are made. As a new section: a list with a comment behind it can't be changed twice."""
+    changed = {"formats": list(formats), "max_metric_loss": 1.0}
+    return lambda project: project.edit(lambda params: params.update(convert={**params["convert"], **changed}))
+
+
 def abstaining(folder: Path, model: Path) -> Project:
     """A small project whose model answers six rows in ten, and has a form of eight bits."""
     project = Project.make(folder, model)
     project.edit(lambda params: params["control"].update(abstain={"min_coverage": 0.6}))
-    project.edit(lambda params: params["convert"]["formats"].append("onnx_int8"))
-    project.edit(lambda params: params["convert"].update(max_metric_loss=1.0))
+    convert_to("onnx_int8")(project)
     return project.commit()
 
 
@@ -568,7 +573,7 @@ class Change:
 def without_onnx(project: Project) -> None:
     """Nor what is made of it."""
     set_param("export", onnx=False)(project)
-    project.edit(lambda params: params["convert"]["formats"].clear())
+    convert_to()(project)
 
 
 CHANGES = [
