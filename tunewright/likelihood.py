@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tunewright.batches import sorted_batches
@@ -107,3 +107,47 @@ def pseudo_negative_log_likelihoods(
             np.add.at(found, [row for row, _ in asked], costs.double().cpu().numpy())
     model.train(training)
     return found
+
+
+def costs_of_asked(
+    model: Any,
+    batches: Sequence[dict[str, Any]],
+    members: Sequence[Sequence[int]],
+    rows: int,
+    asked: Callable[[Any], Any],
+    visible: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """What the hidden tokens of each row cost a model that was asked for them, and unigram frequencies, (rows,) each:
+    nll (nats, summed), tokens, hits, unigram_nll, unigram_hits.
+
+    batches: as a task collates them, from which the labels are taken.   members: of each batch, the row of each input.
+    asked: labels (B, T) → which of them count.   visible: (V,), how often the reference has seen each token; above 0.
+    """
+    import numpy as np
+    import torch
+
+    from tunewright.compute import decoder_inputs
+
+    unigram, commonest = np.log(visible / visible.sum()), int(visible.argmax())
+    sums = {name: np.zeros(rows) for name in ("nll", "tokens", "hits", "unigram_nll", "unigram_hits")}
+    training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for own, batch in zip(members, batches, strict=True):
+            labels = batch.pop("labels")
+            given = {name: value.to(model.device) for name, value in batch.items()}
+            logits = model(**given, **decoder_inputs(model, labels.to(model.device))).logits
+            counts = asked(labels)
+            actual = labels[counts]
+            log_p = torch.log_softmax(logits[counts.to(logits.device)].float(), dim=-1).cpu()
+            at = np.array(own)[counts.nonzero()[:, 0].numpy()]
+            for name, values in (
+                ("nll", -log_p.gather(-1, actual[:, None])[:, 0].double().numpy()),
+                ("tokens", np.ones(len(actual))),
+                ("hits", (log_p.argmax(dim=-1) == actual).double().numpy()),
+                ("unigram_nll", -unigram[actual.numpy()]),
+                ("unigram_hits", (actual.numpy() == commonest).astype(float)),
+            ):
+                np.add.at(sums[name], at, values)
+    model.train(training)
+    return sums

@@ -37,6 +37,13 @@ class ModelTokenizer:
         found = self.id_of("eos_token") if found is None else found
         return 0 if found is None else found
 
+    @property
+    def mark_ids(self) -> list[int]:
+        """The ids of the special tokens that are no word of a text, and are never hidden to be asked for. An unknown
+        word is a word."""
+        found = (self.id_of(name) for name in self.special_tokens if name != "unk_token")
+        return [number for number in found if number is not None]
+
 
 def open_tokenizer(folder: Path) -> ModelTokenizer:
     """The tokenizer of a base or tuned model's folder."""

@@ -74,7 +74,7 @@ class Task(TaskType):
         backend = tokenizer.backend
         backend.no_padding()
         backend.enable_truncation(max_length)
-        special = _special(tokenizer)
+        special = tokenizer.mark_ids
         found: dict[str, list[Any]] = {name: [] for name in ("input_ids", "labels", "tokens_before", "row", "draw")}
         ids = rows.column("row_id").to_pylist()
         for row, encoding in enumerate(backend.encode_batch(rows.column("text").to_pylist())):
@@ -144,44 +144,24 @@ class Task(TaskType):
         reference."""
         import numpy as np
         import pyarrow as pa
-        import torch
 
-        from tunewright.likelihood import token_batches
+        from tunewright.likelihood import costs_of_asked, token_batches
 
         inputs = tokens.to_pylist()
         vocabulary = inputs[0]["vocab_size"] if inputs else 1
         batches = token_batches([row["length"] for row in inputs], how.batch_size, vocabulary, how.max_tokens)
-        collated = {}
+        collated = [self.collate([inputs[row] for row in batch], tokenizer.pad_token_id) for batch in batches]
         visible = np.ones(vocabulary)
-        for number, batch in enumerate(batches):
-            collated[number] = self.collate([inputs[row] for row in batch], tokenizer.pad_token_id)
-            shown = (collated[number]["labels"] == IGNORED) & (collated[number]["attention_mask"] == 1)
-            visible += np.bincount(collated[number]["input_ids"][shown].numpy(), minlength=vocabulary)
-        visible[_special(tokenizer)] = 1
-        unigram, commonest = np.log(visible / visible.sum()), int(visible.argmax())
+        for batch in collated:
+            shown = (batch["labels"] == IGNORED) & (batch["attention_mask"] == 1)
+            visible += np.bincount(batch["input_ids"][shown].numpy(), minlength=vocabulary)
+        visible[tokenizer.mark_ids] = 1
 
         of_row = {row_id: at for at, row_id in enumerate(rows.column("row_id").to_pylist())}
-        sums = {name: np.zeros(len(of_row)) for name in ("nll", "tokens", "hits", "unigram_nll", "unigram_hits")}
-        training = model.training
-        model.eval()
-        with torch.inference_mode():
-            for number, batch in enumerate(batches):
-                labels = collated[number].pop("labels")
-                logits = model(**{name: value.to(model.device) for name, value in collated[number].items()}).logits
-                asked = labels != IGNORED
-                actual = labels[asked]
-                log_p = torch.log_softmax(logits[asked.to(logits.device)].float(), dim=-1).cpu()
-                at = np.array([of_row[inputs[row]["row_id"]] for row in batch])[asked.nonzero()[:, 0].numpy()]
-                for name, values in (
-                    ("nll", -log_p.gather(-1, actual[:, None])[:, 0].double().numpy()),
-                    ("tokens", np.ones(len(actual))),
-                    ("hits", (log_p.argmax(dim=-1) == actual).double().numpy()),
-                    ("unigram_nll", -unigram[actual.numpy()]),
-                    ("unigram_hits", (actual.numpy() == commonest).astype(float)),
-                ):
-                    np.add.at(sums[name], at, values)
-        model.train(training)
-        return pa.table(sums)
+        members = [[of_row[inputs[row]["row_id"]] for row in batch] for batch in batches]
+        return pa.table(
+            costs_of_asked(model, collated, members, len(of_row), lambda labels: labels != IGNORED, visible)
+        )
 
     def statistics(self, predictions: pa.Table, calibration_bins: int) -> dict[str, Statistic]:
         """Sums over the rows, each as often as it counts, divided at the end."""
@@ -222,12 +202,6 @@ class Task(TaskType):
     def baseline(self, splits: Mapping[str, pa.Table], params: Any, seed: int) -> Baseline:
         """None: see this module's docstring."""
         return Baseline("none: what a token is, the base model says", {})
-
-
-def _special(tokenizer: ModelTokenizer) -> list[int]:
-    """The ids that are never asked for. An unknown word is a word."""
-    found = (tokenizer.id_of(name) for name in tokenizer.special_tokens if name != "unk_token")
-    return [number for number in found if number is not None]
 
 
 def masked(

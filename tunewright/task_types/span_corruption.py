@@ -86,7 +86,7 @@ class Task(TaskType):
         backend.no_truncation()
         added = [] if backend.encode("").ids[-1:] == [end] else [end]
         backend.enable_truncation(max_length - len(added))
-        special = {*_special(tokenizer), *sentinels}
+        special = {*tokenizer.mark_ids, *sentinels}
         names = ("input_ids", "labels", "tokens_before", "row", "draw", "sentinels")
         found: dict[str, list[Any]] = {name: [] for name in names}
         ids = rows.column("row_id").to_pylist()
@@ -191,8 +191,7 @@ class Task(TaskType):
         import pyarrow as pa
         import torch
 
-        from tunewright.compute import decoder_inputs
-        from tunewright.likelihood import token_batches
+        from tunewright.likelihood import costs_of_asked, token_batches
 
         inputs = tokens.to_pylist()
         vocabulary = model.get_output_embeddings().weight.shape[0]
@@ -200,37 +199,19 @@ class Task(TaskType):
         collated = [self.collate([inputs[row] for row in batch], tokenizer.pad_token_id) for batch in batches]
         # They stand in no span, and are no words of a text.
         marks = np.zeros(vocabulary, dtype=bool)
-        marks[[*_special(tokenizer), *_sentinels(tokenizer)]] = True
+        marks[[*tokenizer.mark_ids, *_sentinels(tokenizer)]] = True
         visible = np.ones(vocabulary)
         for batch in collated:
             shown = batch["input_ids"][batch["attention_mask"] == 1]
             visible += np.bincount(shown.numpy(), minlength=vocabulary)
         visible[marks] = 1
-        unigram, commonest = np.log(visible / visible.sum()), int(visible.argmax())
+
+        def asked(labels: Any) -> Any:
+            return (labels != IGNORED) & ~torch.from_numpy(marks)[labels.clamp(min=0)]
 
         of_row = {row_id: at for at, row_id in enumerate(rows.column("row_id").to_pylist())}
-        sums = {name: np.zeros(len(of_row)) for name in ("nll", "tokens", "hits", "unigram_nll", "unigram_hits")}
-        training = model.training
-        model.eval()
-        with torch.inference_mode():
-            for members, batch in zip(batches, collated, strict=True):
-                labels = batch.pop("labels")
-                given = {name: value.to(model.device) for name, value in batch.items()}
-                logits = model(**given, **decoder_inputs(model, labels.to(model.device))).logits
-                asked = (labels != IGNORED) & ~torch.from_numpy(marks)[labels.clamp(min=0)]
-                actual = labels[asked]
-                log_p = torch.log_softmax(logits[asked.to(logits.device)].float(), dim=-1).cpu()
-                at = np.array([of_row[inputs[row]["row_id"]] for row in members])[asked.nonzero()[:, 0].numpy()]
-                for name, values in (
-                    ("nll", -log_p.gather(-1, actual[:, None])[:, 0].double().numpy()),
-                    ("tokens", np.ones(len(actual))),
-                    ("hits", (log_p.argmax(dim=-1) == actual).double().numpy()),
-                    ("unigram_nll", -unigram[actual.numpy()]),
-                    ("unigram_hits", (actual.numpy() == commonest).astype(float)),
-                ):
-                    np.add.at(sums[name], at, values)
-        model.train(training)
-        return pa.table(sums)
+        members = [[of_row[inputs[row]["row_id"]] for row in batch] for batch in batches]
+        return pa.table(costs_of_asked(model, collated, members, len(of_row), asked, visible))
 
     def statistics(self, predictions: pa.Table, calibration_bins: int) -> dict[str, Statistic]:
         """Sums over the rows, each as often as it counts, divided at the end."""
@@ -280,12 +261,6 @@ def _sentinels(tokenizer: ModelTokenizer) -> list[int]:
     while (number := tokenizer.backend.token_to_id(f"<extra_id_{len(found)}>")) is not None:
         found.append(number)
     return found
-
-
-def _special(tokenizer: ModelTokenizer) -> list[int]:
-    """The ids of special tokens, which are never hidden. An unknown word is a word."""
-    found = (tokenizer.id_of(name) for name in tokenizer.special_tokens if name != "unk_token")
-    return [number for number in found if number is not None]
 
 
 def spans(tokens: int, hidden: int, count: int, random: np.random.Generator) -> np.ndarray:
