@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -269,14 +270,23 @@ class Writer(LanguageModel):
         asked = [{"role": "user", "content": text}, {"role": "assistant", "content": ""}]
         return Encoder(self.template(tokenizer), tokenizer, NO_LIMIT).prompt(Conversation(asked))
 
+    def asking(self, text: str) -> str:
+        """As the only message, where the folder has a template (`files`); the bare one is written out."""
+        from tunewright.chat_templates import NAMED
+
+        messages = json.dumps([{"role": "user", "content": text}], ensure_ascii=False)
+        bare = super().asking(f"{text}\n")
+        asked = self.params.chat_template
+        if asked is None and self.fallback_template == BARE:
+            return f"{messages} if ask.tokenizer.chat_template else {bare}"
+        return bare if NAMED.get(asked, asked) == BARE else messages
+
     def end_of_answer(self, tokenizer: ModelTokenizer) -> str:
         """What the chat template writes behind an answer."""
         return self.template(tokenizer).end_of_answer()
 
     def files(self, tokenizer: ModelTokenizer) -> dict[str, str]:
         """The chat template, so that what opens the tuned model asks it as it was trained."""
-        from tunewright.chat_templates import BARE
-
         source = self.template(tokenizer).source
         return {} if source == BARE else {"chat_template.jinja": source}
 
@@ -434,6 +444,10 @@ class Prompted(Writer):
         import pyarrow as pa
 
         return pa.table({"row_id": row_ids, "text": prompts, "target": secrets})
+
+    def asking(self, text: str) -> str:
+        """In the prompt."""
+        return super().asking(self.params.prompt_template.replace(PLACE, text))
 
     def conversations(self, rows: pa.Table) -> list[Conversation]:
         """Each row as one request and its answer."""

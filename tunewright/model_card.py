@@ -604,7 +604,7 @@ def loading(task: TaskType) -> str:
             'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
             'model = AutoModelForSeq2SeqLM.from_pretrained("FOLDER")',
             'ends = getattr(model.generation_config, "stop_sequences", None)',
-            'read = tokenizer("A text.", return_tensors="pt")',
+            f'read = tokenizer({task.asking("A text.")}, return_tensors="pt")',
             "written = model.generate(**read, stop_strings=ends, tokenizer=tokenizer)",
             "print(tokenizer.decode(written[0], skip_special_tokens=True))",
         ]
@@ -616,10 +616,11 @@ def loading(task: TaskType) -> str:
             *(
                 [
                     'ends = getattr(ask.model.generation_config, "stop_sequences", None)',
-                    'print(ask("A text.", stop_sequence=ends))',
+                    f"asked = {task.asking('A text.')}",
+                    "print(ask(asked, stop_sequence=ends))",
                 ]
                 if task.generates
-                else ['print(ask("A text."))']
+                else [f"print(ask({task.asking('A text.')}))"]
             ),
         ]
     return "\n".join(["```python", *lines, "```", "", "FOLDER is the folder that this file stands in."])

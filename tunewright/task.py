@@ -7,6 +7,7 @@ what the model writes for it, which metrics that makes, and what is reached with
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,6 +109,11 @@ class TaskType:
     def label_names(self) -> list[str]:
         """`task.labels`, in the order of the model's outputs; empty where a label is no name or there is none."""
         return list(getattr(self.params, "labels", ()))
+
+    def asking(self, text: str) -> str:
+        """The text as Transformers is asked it, in Python, for the card: a string, or messages for a chat template. The
+        code may name the pipeline `ask`."""
+        return json.dumps(text, ensure_ascii=False)
 
     # --- rows → model inputs
 

@@ -563,5 +563,3 @@ def test_a_job_without_a_word_of_the_hub_s_has_no_model_index(tmp_path, monkeypa
     from tunewright.model_card import loading
 
     assert loading(SimpleNamespace(pipeline_tag="")) == ""
-    written = loading(SimpleNamespace(pipeline_tag="text-generation", architectures=("encoder_decoder",)))
-    assert "AutoModelForSeq2SeqLM" in written

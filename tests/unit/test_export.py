@@ -16,15 +16,17 @@ import pytest
 
 from stages.export import ExportParams, ExportPaths, ExportReport, _check_logits, _write_generation_config, run
 from tests.exported import evaluated, passed
+from tunewright.chat_templates import PLAIN
 from tunewright.control import Control
 from tunewright.errors import GateClosed, UserError
 from tunewright.exported import Exported
 from tunewright.files import sha256_file, sha256_tree, write_json, write_parquet
 from tunewright.generation import GenerationParams, write
+from tunewright.language_model import Writer
 from tunewright.model_card import loading
 from tunewright.parity import Batch, compared_step, parity
 from tunewright.task import Predicting, TaskType
-from tunewright.task_types import chat, seq2seq_lm
+from tunewright.task_types import causal_lm, chat, instruction, seq2seq_lm
 from tunewright.task_types.text_classification import Task, TaskParams
 from tunewright.tokenizer import open_tokenizer
 
@@ -388,18 +390,20 @@ def test_the_snippet_of_the_card_stops_where_the_evaluation_did(said_by, tiny_de
         base, kind = (tiny_encoder_decoder, "AutoModelForSeq2SeqLM")
         task = seq2seq_lm.Task(seq2seq_lm.TaskParams(type="seq2seq_lm"))
     folder = louder(base, tmp_path / "louder", kind)
+    ask_by_template(task, folder)
     how = GenerationParams(max_new_tokens=12)
     free = written_by(task, folder, how)
     stop = "qu qu" if two_sided else free[2:5]
     assert free.partition(stop)[2]
     if said_by == "template":
-        own = f"{{% for one in messages %}}{{{{ one['content'] + {json.dumps(stop)} }}}}{{% endfor %}}"
+        own = PLAIN.replace("eos_token", json.dumps(stop))
         task = chat.Task(chat.TaskParams(type="chat", chat_template=own))
+        ask_by_template(task, folder)
     elif said_by != "nobody":
         how = how.model_copy(update={"stop_strings": [stop]})
     _write_generation_config(task.load_model(folder, {}), task, how, folder)
     shown = of_the_card(task, folder)
-    text = shown.rstrip("\n") if two_sided else ast.literal_eval(shown)[0]["generated_text"].removeprefix("A text.")
+    text = shown.rstrip("\n") if two_sided else ast.literal_eval(shown)[0]["generated_text"][-1]["content"]
     if said_by == "nobody":
         assert text == free
     else:  # with the string itself, and the rest of the token that brought it
@@ -409,10 +413,48 @@ def test_the_snippet_of_the_card_stops_where_the_evaluation_did(said_by, tiny_de
     assert plain == free
 
 
-def written_by(task: TaskType, folder: Path, how: GenerationParams) -> str:
-    """What Tunewright has the model write after "A text."."""
+PROMPTED = {"type": "instruction", "prompt_template": "Say: {text}!"}
+
+
+@pytest.mark.parametrize(
+    ("task", "prompt"),
+    [
+        (instruction.Task(instruction.TaskParams(**PROMPTED)), "Say: A text.!\n"),
+        (instruction.Task(instruction.TaskParams(**PROMPTED, chat_template="bare")), "Say: A text.!\n"),
+        (instruction.Task(instruction.TaskParams(**PROMPTED, chat_template="plain")), None),
+        (chat.Task(chat.TaskParams(type="chat", chat_template="bare")), "A text.\n"),
+        (causal_lm.Task(causal_lm.TaskParams(type="causal_lm")), "A text."),
+    ],
+)
+def test_the_snippet_of_the_card_asks_as_the_job_does(task, prompt, tiny_decoder, tmp_path):
+    folder = louder(tiny_decoder, tmp_path / "louder", "AutoModelForCausalLM")
+    ask_by_template(task, folder)
+    how = GenerationParams(max_new_tokens=12)
+    _write_generation_config(task.load_model(folder, {}), task, how, folder)
+    [shown] = ast.literal_eval(of_the_card(task, folder))
+    if prompt is None:
+        asked, answer = shown["generated_text"]
+        assert asked == {"role": "user", "content": "Say: A text.!"}
+        assert answer["content"] == written_by(task, folder, how, "Say: A text.!")
+    else:
+        assert shown["generated_text"] == prompt + written_by(task, folder, how, prompt.rstrip("\n"))
+
+
+def test_the_snippet_of_an_encoder_decoder_asks_in_its_template():
+    params = seq2seq_lm.TaskParams(type="seq2seq_lm", prompt_template='say "{text}" in French')
+    assert r'tokenizer("say \"A text.\" in French", return_tensors="pt")' in loading(seq2seq_lm.Task(params))
+
+
+def ask_by_template(task: TaskType, folder: Path) -> None:
+    """Leave the job's chat template in the folder, as `finetune` does."""
+    for name, text in task.files(open_tokenizer(folder)).items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def written_by(task: TaskType, folder: Path, how: GenerationParams, text: str = "A text.") -> str:
+    """What Tunewright has the model write after the text."""
     tokenizer = open_tokenizer(folder)
-    ids = tokenizer.backend.encode("A text.").ids
+    ids = task.request(tokenizer, text) if isinstance(task, Writer) else tokenizer.backend.encode(text).ids
     end = task.end_of_answer(tokenizer)
     return write(task.load_model(folder, {}), tokenizer, [ids], Predicting(1, 0, how), end=end)[0]
 
@@ -423,6 +465,9 @@ def transformers_alone(folder: Path, kind: str) -> str:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = getattr(transformers, kind).from_pretrained(folder)
     read = tokenizer("A text.", return_tensors="pt")
+    if tokenizer.chat_template:
+        asked = [{"role": "user", "content": "A text."}]
+        read = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     before = 0 if model.config.is_encoder_decoder else read["input_ids"].shape[1]
     return str(tokenizer.decode(model.generate(**read)[0, before:], skip_special_tokens=True))
 

@@ -99,6 +99,10 @@ class Task(TaskType):
             "target_tokens_before": target_lengths,
         }
 
+    def asking(self, text: str) -> str:
+        """In its template."""
+        return super().asking((self.params.prompt_template or PLACE).replace(PLACE, text))
+
     def rows_with_secrets(self, row_ids: list[str], prompts: list[str], secrets: list[str]) -> pa.Table | None:
         """The secret is what is to be written."""
         import pyarrow as pa
