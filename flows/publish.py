@@ -27,8 +27,8 @@ from flows.git import git
 from flows.promotion import refuse_unfit
 from flows.provenance import converted, hashed, in_words, provenance
 from flows.published import COMMON, PROVENANCE, listed
-from flows.sbom import SBOM_FILE, sbom
-from flows.scoring import MANIFEST
+from flows.sbom import sbom
+from flows.scoring import MANIFEST, SBOM_FILE
 from flows.verify import verify
 from tunewright.errors import GateClosed, UserError
 from tunewright.files import atomic_folder, write_json, write_text

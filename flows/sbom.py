@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from cyclonedx.model.component import Component
     from cyclonedx.model.license import License
 
-SBOM_FILE = "sbom.cdx.json"
 OURS = "tunewright:"
 """How the names of our own properties begin."""
 OF_A_FOLDER = (

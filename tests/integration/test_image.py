@@ -17,18 +17,21 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
 from flows.onnx_model import OnnxModel
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, environment
 from tests.exported import export
 from tests.processes import serving
 from tunewright.files import sha256_tree
-from tunewright.params import load_params
+from tunewright.params import Params, load_params
 
 CONTAINERFILE = REPOSITORY / "deploy/Containerfile"
 PORT = "8000"
@@ -105,6 +108,68 @@ def test_the_image_has_a_pinned_base_no_root_no_secret_and_a_check_of_its_health
     assert set(installed) <= {source for source, _ in copied()}
 
 
+ANSWERED = """
+import sys
+from pathlib import Path
+
+class Absent:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name in absent:
+            raise ModuleNotFoundError(f"No module named {name!r}: it is not in the image", name=name)
+
+absent = set(sys.argv[1:])
+sys.meta_path.insert(0, Absent)
+
+from flows import cli, model_service
+from flows.onnx_model import OnnxModel
+from flows.which_model import chosen
+
+with chosen(Path("model"), None) as by:
+    model = OnnxModel(by.folder, by.params)
+    model_service.app_of(model, by, "127.0.0.1", None, 8)
+    assert model.answers(["A fine film."])[0].error is None
+"""
+
+
+def needed(requirements: Path) -> set[str]:
+    """The distributions of a file of requirements and all that they need, as they stand in this environment."""
+    names = [line.partition("==")[0] for line in requirements.read_text().splitlines() if not line.startswith("#")]
+    found: set[str] = set()
+    while names:
+        name = canonicalize_name(names.pop())
+        if name not in found:
+            found.add(name)
+            asked = [Requirement(line) for line in metadata.requires(name) or []]
+            names += [one.name for one in asked if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return found
+
+
+def test_the_service_imports_nothing_that_the_image_lacks(tmp_path: Path, tiny_model: Path) -> None:
+    served(tmp_path, tiny_model)
+    there = needed(REPOSITORY / "requirements/serve.txt") | {"tunewright"}
+    absent = [
+        name
+        for name, distributions in metadata.packages_distributions().items()
+        if not there & {canonicalize_name(one) for one in distributions}
+    ]
+    assert {"torch", "transformers", "dvc", "prefect", "psutil"} <= set(absent)
+    env = environment() | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", ANSWERED, *absent]
+    done = subprocess.run(command, cwd=tmp_path, env=env, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def served(folder: Path, base: Path) -> Params:
+    """Lay out what the image is to serve, as docs/serving.md says: the model, and the params that it was made by."""
+    params = YAML(typ="safe").load(REPOSITORY / "params.yaml")
+    params["tokenize"]["max_length"] = 32
+    YAML(typ="safe").dump(params, folder / "params.yaml")
+    made_by = load_params(folder / "params.yaml")
+    export(folder / "model", base, made_by, onnx=True, control={"temperature": 2.0, "abstain_below": 0.5001})
+    return made_by
+
+
 def ask(url: str, texts: list[str], token: str | None) -> Any:
     headers = {"Content-Type": "application/json"} | ({} if token is None else {"Authorization": f"Bearer {token}"})
     request = urllib.request.Request(url, json.dumps({"texts": texts}).encode(), headers)  # noqa: S310
@@ -136,29 +201,24 @@ def test_the_steps_of_the_image_make_what_answers_without_pytorch(tmp_path: Path
     packages = {package["name"].lower() for package in json.loads(listed)}
     assert not packages & {"torch", "transformers", "dvc", "prefect", "pandas", "pyarrow", "scikit-learn"}, packages
 
-    served = root / "served"
-    served.mkdir()
-    params = YAML(typ="safe").load(REPOSITORY / "params.yaml")
-    params["tokenize"]["max_length"] = 32
-    YAML(typ="safe").dump(params, served / "params.yaml")
-    made_by = load_params(served / "params.yaml")
-    control = {"temperature": 2.0, "abstain_below": 0.5001}
-    export(served / "model", tiny_model, made_by, onnx=True, control=control)
-    before = sha256_tree(served)
+    folder = root / "served"
+    folder.mkdir()
+    made_by = served(folder, tiny_model)
+    before = sha256_tree(folder)
 
     env = dict(word.split("=", 1) for name, line in instructions() if name == "ENV" for word in here(line).split())
     env |= {"PATH": os.defpath, "TUNEWRIGHT_SERVE_TOKEN": TOKEN, "COLUMNS": "400"}
     entry = [python if word == "python" else here(word) for word in json.loads(only("ENTRYPOINT"))]
     texts = ["A fine film.", "", "call +1 415 555 2671", f"the key ghp_{'a1B2' * 9}"]
-    with serving(["0" if word == PORT else word for word in entry], cwd=served, env=env) as (address, _):
+    with serving(["0" if word == PORT else word for word in entry], cwd=folder, env=env) as (address, _):
         port = address.rpartition(":")[2]
         check = json.loads(only("HEALTHCHECK").partition(" CMD ")[2].replace(f":{PORT}/", f":{port}/"))
         subprocess.run([python, *check[1:]], env={"PATH": os.defpath}, check=True, timeout=60)
         url = f"http://127.0.0.1:{port}/predict"
         assert ask(url, texts, None) == ask(url, texts, "wrong") == 401
         answers = ask(url, texts, TOKEN)
-    model = OnnxModel(served / "model", made_by)
+    model = OnnxModel(folder / "model", made_by)
     for answer, expected in zip(answers, model.answers(texts), strict=True):
         assert answer["error"] == expected.error and answer["predicted"] == expected.predicted
         assert answer["probabilities"] == pytest.approx(expected.probabilities, abs=1e-6)
-    assert sha256_tree(served) == before
+    assert sha256_tree(folder) == before

@@ -190,7 +190,7 @@ def test_twenty_times_the_rows_take_no_more_memory(scoring: Project) -> None:
             command, cwd=scoring.root, env=environment(), capture_output=True, text=True, check=False, timeout=550
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        assert f"{rows * 99 // 100:,} rows scored" in done.stdout
+        assert f"{rows * 989 // 1000:,} rows scored" in done.stdout
         peaks.append(int(done.stdout.splitlines()[-1]))
     print(f"peaks in MB: {peaks[0]} of 10,000 rows, {peaks[1]} of 200,000")
     # 70 bytes a row are its id's; the rest is what an allocator holds back.
