@@ -102,6 +102,9 @@ def faults(params: TuningParams, task: TaskType) -> list[str]:
         return [_nothing_new(task, "base model")]  # on top of an encoder, or between two, there may be
     if way in VIRTUAL_TOKENS and task.likelihood == "masked":
         return [_unknown_to_peft(way, "masked language models")]
+    if way == "prompt" and task.label_kind == "sequence":
+        why = "puts vectors in front of a row, which PEFT would have labels for where each token has one"
+        return [f"finetune.finetuning_type: prompt {why} (task.type {task.params.type}). Take prefix or lora."]
     return []
 
 

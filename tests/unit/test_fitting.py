@@ -56,6 +56,7 @@ PLATEAU = {"lr_scheduler_type": "reduce_lr_on_plateau"}
         (WRITING, {"finetuning_type": "head"}, "with task.type causal_lm nothing is new in a base model"),
         (SPANS, {"finetuning_type": "head"}, "with task.type span_corruption nothing is new in a base model"),
         (MASKED, PROMPT, "prompt is not known to PEFT for masked language models"),
+        (WORDS, PROMPT, "where each token has one (task.type token_classification). Take prefix or lora."),
         (TASK, {"packing": True}, "causal language models only; a model of text_classification is none"),
         (PAIRS, {"packing": True}, "causal language models only"),
         (TASK, {"metric_for_best_model": "eval_f1"}, "computes eval_loss, eval_accuracy, eval_macro_f1. Take one"),
@@ -156,3 +157,37 @@ def test_a_schedule_that_follows_a_metric_knows_which_way_it_is_better(paths):
     # As find_lr asks: by the loss, whatever the params say.
     by_loss = build(paths, changes=by_accuracy, metric_for_best_model="eval_loss")
     assert by_loss.lr_scheduler.mode == "min" and not by_loss.args.greater_is_better
+
+
+def write_tags(folder: Path) -> None:
+    """The made-up tokens, each with the row's label, but the first and the last."""
+    import pyarrow as pa
+
+    for file in folder.iterdir():
+        table = pa.ipc.open_stream(file.read_bytes()).read_all()
+        at = table.schema.get_field_index("labels")
+        rows = zip(table["input_ids"].to_pylist(), table["labels"].to_pylist(), strict=True)
+        tags = [[-100, *[label] * (len(ids) - 2), -100] for ids, label in rows]
+        table = table.set_column(at, "labels", pa.array(tags))
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as out:
+            out.write_table(table)
+
+
+@pytest.mark.parametrize(("task", "way"), [(NUMBERS, "prompt"), (NUMBERS, "prefix"), (WORDS, "prefix")])
+def test_virtual_tokens_with_other_kinds_of_label(paths, task, way):
+    """What is trained comes back with its prompt or prefix, and answers once for a row, or for each of its tokens."""
+    import torch
+
+    from tunewright.compute import open_tuned
+
+    (write_tags if task is WORDS else write_numbers)(paths.tokens)
+    changes = {"finetuning_type": way, "num_virtual_tokens": 2, "max_steps": 4, "eval_steps": 2, "learning_rate": 0.01}
+    report = run(paths, params(**changes), task, seed=1, num_threads=1)
+    losses = [entry["eval_loss"] for entry in report.history if "eval_loss" in entry]
+    assert losses[-1] < losses[0]
+    tuned = open_tuned(task, paths.tuned_model).eval()
+    with torch.no_grad():
+        logits = tuned(
+            input_ids=torch.tensor([[2, 5, 6, 3]]), attention_mask=torch.ones(1, 4, dtype=torch.int64)
+        ).logits
+    assert logits.shape == ((1, 4, 2) if task is WORDS else (1, 1))

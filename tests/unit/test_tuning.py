@@ -9,8 +9,11 @@ import pytest
 
 from tunewright import tuning
 from tunewright.errors import UserError
+from tunewright.task_types import token_classification
 
 TASK: Any = SimpleNamespace(head_modules=lambda _: [])  # a language model has no head that is new
+TAGS = [f"tag{at}" for at in range(9)]
+WORDS = token_classification.Task(token_classification.TaskParams(type="token_classification", labels=TAGS))
 SETTINGS: dict[str, dict[str, Any]] = {
     "freeze": {"freeze_trainable_layers": 1},
     "lora": {"lora_r": 2, "lora_alpha": 4, "lora_dropout": 0.0, "lora_target_modules": "all-linear"},
@@ -33,6 +36,9 @@ def model(family: str) -> Any:
     if family == "llama":
         shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
         return transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, num_key_value_heads=2, **size))
+    if family == "bert":
+        shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+        return transformers.BertForTokenClassification(transformers.BertConfig(**shape, num_labels=len(TAGS), **size))
     if family == "albert":
         shape = {"hidden_size": 16, "embedding_size": 8, "intermediate_size": 24, "num_attention_heads": 2}
         return transformers.AlbertForMaskedLM(transformers.AlbertConfig(**shape, num_hidden_layers=2, **size))
@@ -44,13 +50,16 @@ def params(way: str, **settings: Any) -> tuning.TuningParams:
     return tuning.TuningParams(finetuning_type=way, freeze_embeddings=False, **settings)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "t5"])
-@pytest.mark.parametrize("way", SETTINGS)
-def test_a_language_model_is_tuned_in_any_way(family, way, tmp_path):
+IN_ANY_WAY = [(family, way) for family in ("gpt2", "llama", "t5", "bert") for way in SETTINGS]
+IN_ANY_WAY.remove(("bert", "prompt"))  # of tokens that have labels: refused, test_fitting.py
+
+
+@pytest.mark.parametrize(("family", "way"), IN_ANY_WAY)
+def test_a_model_with_an_answer_for_each_token_is_tuned_in_any_way(family, way, tmp_path):
     import torch
 
-    chosen = params(way, **SETTINGS[way])
-    tuned = tuning.prepare(model(family), TASK, chosen, longest=5)
+    chosen, task = params(way, **SETTINGS[way]), WORDS if family == "bert" else TASK
+    tuned = tuning.prepare(model(family), task, chosen, longest=5)
     batch = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "attention_mask": torch.ones(1, 4, dtype=torch.int64)}
     labels = torch.tensor([[5, 6, 7, 8]])
     optimizer = torch.optim.SGD([found for found in tuned.parameters() if found.requires_grad], lr=0.1)
@@ -68,7 +77,7 @@ def test_a_language_model_is_tuned_in_any_way(family, way, tmp_path):
         batch["decoder_input_ids"] = labels
     with torch.no_grad():
         expected = tuned(**batch).logits
-    tuning.save(tuned, TASK, tmp_path, tmp_path / "base", chosen)
+    tuning.save(tuned, task, tmp_path, tmp_path / "base", chosen)
     plain = tmp_path / "base_model" if way in tuning.VIRTUAL_TOKENS else tmp_path
     found = type(model(family)).from_pretrained(plain).eval()
     if way in tuning.VIRTUAL_TOKENS:
