@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, NoReturn
+from typing import Annotated, Any, BinaryIO, Literal
 
 import typer
 from rich.text import Text
@@ -142,7 +142,7 @@ def run(
         timeout = [] if stage_timeout is None else [f"--stage-timeout={stage_timeout}"]
         with _told():
             raise typer.Exit(recipes.run(recipe, [f"--jobs={jobs}", *timeout]))
-    with _ending(), _told(), sole("run"):
+    with _ending(), _told(stages=True), sole("run"):
         _run(jobs, stage_timeout)
 
 
@@ -185,7 +185,7 @@ def join() -> None:
     """Take part in the training of another machine: finetune.num_machines and docs/machines.md."""
     from flows.join import join
 
-    with _ending(), _told():
+    with _ending(), _told(stages=True):
         join()
 
 
@@ -219,7 +219,7 @@ def sweep(
     from flows import ranking
     from flows.search import prepare
 
-    with _ending(), _told():
+    with _ending(), _told(stages=True):
         results = prepare(settings, name, trials, sampler, metric, direction, seed).results
         with _server() as ready:
             from flows.sweep import sweep as flow
@@ -637,8 +637,11 @@ def _use_standing_server() -> None:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """A user's mistake as its message alone, a signal as an ordinary end, both with an exit status of their own."""
+def _told(stages: bool = False) -> Iterator[None]:
+    """A user's mistake as its message alone, a signal as an ordinary end, both with an exit status of their own.
+
+    stages: whether the command runs any, which a signal then has ended.
+    """
     # Both by name: a shell starts what it puts in the background with SIGINT ignored.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -648,14 +651,13 @@ def _told() -> Iterator[None]:
         console.print(Text(str(error), style="red"))
         raise typer.Exit(error.exit_status) from error
     except KeyboardInterrupt:
-        _stopped()
+        ended = "Stopped."
+        if stages:
+            from flows.summary import stopped
 
-
-def _stopped() -> NoReturn:
-    from flows.summary import stopped
-
-    console.print(Text(stopped()))
-    raise typer.Exit(EXIT_STOPPED)
+            ended = stopped()
+        console.print(Text(ended))
+        raise typer.Exit(EXIT_STOPPED) from None
 
 
 if __name__ == "__main__":

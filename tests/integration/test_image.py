@@ -30,6 +30,7 @@ from flows.onnx_model import OnnxModel
 from tests.conftest import REPOSITORY, environment
 from tests.exported import export
 from tests.processes import serving
+from tunewright.errors import EXIT_STOPPED
 from tunewright.files import sha256_tree
 from tunewright.params import Params, load_params
 
@@ -108,9 +109,8 @@ def test_the_image_has_a_pinned_base_no_root_no_secret_and_a_check_of_its_health
     assert set(installed) <= {source for source, _ in copied()}
 
 
-ANSWERED = """
-import sys
-from pathlib import Path
+AS_IN_THE_IMAGE = """
+import runpy, sys
 
 class Absent:
     @staticmethod
@@ -118,17 +118,9 @@ class Absent:
         if name in absent:
             raise ModuleNotFoundError(f"No module named {name!r}: it is not in the image", name=name)
 
-absent = set(sys.argv[1:])
+absent = set(sys.argv.pop(1).split(","))
 sys.meta_path.insert(0, Absent)
-
-from flows import cli, model_service
-from flows.onnx_model import OnnxModel
-from flows.which_model import chosen
-
-with chosen(Path("model"), None) as by:
-    model = OnnxModel(by.folder, by.params)
-    model_service.app_of(model, by, "127.0.0.1", None, 8)
-    assert model.answers(["A fine film."])[0].error is None
+runpy.run_module("flows.cli", run_name="__main__", alter_sys=True)
 """
 
 
@@ -154,10 +146,13 @@ def test_the_service_imports_nothing_that_the_image_lacks(tmp_path: Path, tiny_m
         if not there & {canonicalize_name(one) for one in distributions}
     ]
     assert {"torch", "transformers", "dvc", "prefect", "psutil"} <= set(absent)
+    command = [sys.executable, "-c", AS_IN_THE_IMAGE, ",".join(absent)]
+    options = ["serve-model", "--model", str(tmp_path / "model"), "--port", "0"]
     env = environment() | {"PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-c", ANSWERED, *absent]
-    done = subprocess.run(command, cwd=tmp_path, env=env, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    with serving([*command, *options], cwd=tmp_path, env=env) as (address, process):
+        (answer,) = ask(f"{address.rstrip('/')}/predict", ["A fine film."], None)
+        assert answer["error"] is None
+    assert process.returncode == EXIT_STOPPED  # a signal is an ordinary end there too
 
 
 def served(folder: Path, base: Path) -> Params:
