@@ -15,7 +15,15 @@ from tunewright.files import read_json, sha256_file, sha256_tree
 EXPORT = "../pretrain_encoder/models/export"
 SMALL = {
     "bert": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64},
-    "t5": {"d_model": 32, "num_layers": 1, "num_heads": 2, "d_kv": 16, "d_ff": 64},
+    "bart": {
+        "d_model": 32,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+    },
 }
 
 
@@ -145,7 +153,7 @@ def test_an_encoder_decoder_is_pretrained_and_then_fine_tuned(tmp_path):
 
     second.edit(begin)
     first.run("dvc", "repro", timeout=900)
-    assert read_json(first.root / "reports/init_model.json")["architecture"] == "T5ForConditionalGeneration"
+    assert read_json(first.root / "reports/init_model.json")["architecture"] == "BartForConditionalGeneration"
     metrics = read_json(first.root / "reports/evaluate.json")["splits"]["test"]["metrics"]
     assert set(metrics) == {"span_bits", "span_perplexity", "span_accuracy", "bits_saved"}
 
