@@ -215,6 +215,7 @@ def test_two_processes_train_as_one_end_with_their_stage_and_go_on_to_the_same_b
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(2400)  # 132 trainings, of which 22 in two processes
 def test_the_whole_matrix(tmp_path, tiny_model):
     rows = list(matrix(tmp_path, tiny_model))
     assert len(rows) == 6 * 2 * 5
