@@ -45,7 +45,7 @@ litert: .venv-litert/.ready ## the environment that convert needs for the format
 
 gguf: .venv-gguf/.ready ## the environment that convert needs for the formats gguf and gguf_q8_0: 0.2 GB
 
-test: $(DEV) ## the gate: style, types, structure and tests, in under 20 minutes
+test: $(DEV) ## the gate: style, types, structure and tests, in some 20 minutes
 	@sh tests/chromium.sh
 	@ruff check . && ruff format --check . && mypy && lint-imports
 	@pytest -m "not heavy" -n 3 --dist loadfile --no-loadscope-reorder
