@@ -18,7 +18,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from tunewright.params import load_params
 from tunewright.proofs import VERIFIED, writes
 from tunewright.runtime import Runtime
 from tunewright.task import load_task
+from tunewright.tuning import ADAPTER
 
 ROUNDS = 3
 BATCH_SIZE = 32
@@ -47,6 +48,13 @@ def weight_bytes(folder: Path, names: list[str] | None = None) -> int:
     """Bytes of the files that hold the model itself."""
     files = [folder / name for name in names] if names else [file for file in folder.rglob("*") if file.is_file()]
     return sum(file.stat().st_size for file in files if not file.name.endswith(BESIDE))
+
+
+def _model_files(names: Iterable[str]) -> list[str]:
+    """Without the adapter that stands alone beside the model it is merged into."""
+    found = list(names)
+    merged = any("/" not in name and name.endswith(".safetensors") for name in found)
+    return [name for name in found if not (merged and name.startswith(f"{ADAPTER}/"))]
 
 
 def _same(continuation: dict[str, int] | None) -> float | None:
@@ -100,7 +108,7 @@ def main(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in asked:
         told = verified.get(name) or proven["safetensors" if name == "PyTorch" else name]
-        folder, files = (converted / name, None) if name in verified else (export, list(told["files"]))
+        folder, files = (converted / name, None) if name in verified else (export, _model_files(told["files"]))
         found[name] = {
             "megabytes": round(weight_bytes(folder, files) / 1e6, 1),
             "max_abs_difference": told["max_abs_difference"],
