@@ -140,7 +140,7 @@ def run(
         from flows import recipe as recipes
 
         timeout = [] if stage_timeout is None else [f"--stage-timeout={stage_timeout}"]
-        with _told():
+        with _told(stages=True):
             raise typer.Exit(recipes.run(recipe, [f"--jobs={jobs}", *timeout]))
     with _ending(), _told(stages=True), sole("run"):
         _run(jobs, stage_timeout)
@@ -565,7 +565,7 @@ def serve(
     """Keep a Prefect server and a worker until Ctrl-C, for schedules and to watch runs."""
     from flows.server import POOL, serving, worker
 
-    with _told(), serving(port) as server, worker(server.api_url) as process:
+    with _told(stages=True), serving(port) as server, worker(server.api_url) as process:
         console.print(f"Prefect: {server.ui_url}   work pool: {POOL}   `tunewright deploy` registers prefect.yaml.")
         console.print("Ctrl-C stops the server and the worker.")
         status = process.wait()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import AfterValidator, Field
 
 from tunewright import params as params_module
-from tunewright.chat_templates import BARE, named_or_jinja
+from tunewright.chat_templates import BARE, NAMED, named_or_jinja
 from tunewright.errors import UserError
 from tunewright.task import Architecture, Baseline, LabelKind, Likelihood, Predicting, TaskType
 
@@ -256,12 +256,16 @@ class Writer(LanguageModel):
 
     def template(self, tokenizer: ModelTokenizer) -> ChatTemplate:
         """The chat template in use: the one that params name or hold, else the base model's own."""
-        from tunewright.chat_templates import NAMED, ChatTemplate
+        from tunewright.chat_templates import ChatTemplate
 
-        asked = self.params.chat_template
-        own = tokenizer.chat_template or self.fallback_template
-        source = own if asked is None else NAMED.get(asked, asked)
+        source = self._asked_template or tokenizer.chat_template or self.fallback_template
         return ChatTemplate(source, tokenizer.special_tokens)
+
+    @property
+    def _asked_template(self) -> str | None:
+        """The source of the one that params name or hold."""
+        asked = self.params.chat_template
+        return None if asked is None else NAMED.get(asked, asked)
 
     def request(self, tokenizer: ModelTokenizer, text: str) -> list[int]:
         """The text as the user's only message, in the chat template."""
@@ -272,14 +276,11 @@ class Writer(LanguageModel):
 
     def asking(self, text: str) -> str:
         """As the only message, where the folder has a template (`files`); the bare one is written out."""
-        from tunewright.chat_templates import NAMED
-
         messages = json.dumps([{"role": "user", "content": text}], ensure_ascii=False)
         bare = super().asking(f"{text}\n")
-        asked = self.params.chat_template
-        if asked is None and self.fallback_template == BARE:
+        if self._asked_template is None and self.fallback_template == BARE:
             return f"{messages} if ask.tokenizer.chat_template else {bare}"
-        return bare if NAMED.get(asked, asked) == BARE else messages
+        return bare if self._asked_template == BARE else messages
 
     def end_of_answer(self, tokenizer: ModelTokenizer) -> str:
         """What the chat template writes behind an answer."""

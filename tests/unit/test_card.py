@@ -33,6 +33,7 @@ from tunewright.model_card import COST_PLACE
 from tunewright.params import load_params
 from tunewright.private_training import PrivateTraining
 from tunewright.task import TaskType
+from tunewright.task_types import seq2seq_lm
 from tunewright.task_types.text_classification import Task, TaskParams
 from tunewright.telling import number
 
@@ -563,3 +564,5 @@ def test_a_job_without_a_word_of_the_hub_s_has_no_model_index(tmp_path, monkeypa
     from tunewright.model_card import loading
 
     assert loading(SimpleNamespace(pipeline_tag="")) == ""
+    written = loading(seq2seq_lm.Task(seq2seq_lm.TaskParams(type="seq2seq_lm")))
+    assert "AutoModelForSeq2SeqLM" in written

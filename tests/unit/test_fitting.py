@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,16 +108,27 @@ def test_the_watched_metrics_are_those_that_are_computed(task, logits, labels):
     assert set(task.watched_metrics) <= set(task.metric_names)
 
 
-def write_numbers(folder: Path) -> None:
-    """The made-up tokens, with 2.0 or 3.0 in place of each label: far from what a new head gives, so errors fall."""
+def relabelled(folder: Path, of: Callable[[int, int], Any]) -> None:
+    """The made-up tokens, with other labels.   of: the label as it was, and how many tokens its row has → the new."""
     import pyarrow as pa
 
     for file in folder.iterdir():
         table = pa.ipc.open_stream(file.read_bytes()).read_all()
         at = table.schema.get_field_index("labels")
-        table = table.set_column(at, "labels", pa.array([2.0 + label for label in table["labels"].to_pylist()]))
+        rows = zip(table["labels"].to_pylist(), table["input_ids"].to_pylist(), strict=True)
+        table = table.set_column(at, "labels", pa.array([of(label, len(ids)) for label, ids in rows]))
         with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as out:
             out.write_table(table)
+
+
+def number(label: int, tokens: int) -> float:
+    """2.0 or 3.0: far from what a new head gives, so errors fall."""
+    return 2.0 + label
+
+
+def tags(label: int, tokens: int) -> list[int]:
+    """The row's label for each of its tokens, but the first and the last."""
+    return [-100, *[label] * (tokens - 2), -100]
 
 
 def keeps_the_least(report: FinetuneReport, name: str) -> None:
@@ -128,7 +140,7 @@ def keeps_the_least(report: FinetuneReport, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["rmse", "mae"])
 def test_of_an_error_the_least_is_the_best_and_its_fall_is_no_reason_to_stop(paths, name):
-    write_numbers(paths.tokens)
+    relabelled(paths.tokens, number)
     chosen: dict[str, Any] = {"eval_steps": 2, "early_stopping_patience": 1, "learning_rate": 1e-3}
     report = run(paths, params(metric_for_best_model=f"eval_{name}", **chosen), NUMBERS, seed=1, num_threads=1)
     keeps_the_least(report, f"eval_{name}")
@@ -159,20 +171,6 @@ def test_a_schedule_that_follows_a_metric_knows_which_way_it_is_better(paths):
     assert by_loss.lr_scheduler.mode == "min" and not by_loss.args.greater_is_better
 
 
-def write_tags(folder: Path) -> None:
-    """The made-up tokens, each with the row's label, but the first and the last."""
-    import pyarrow as pa
-
-    for file in folder.iterdir():
-        table = pa.ipc.open_stream(file.read_bytes()).read_all()
-        at = table.schema.get_field_index("labels")
-        rows = zip(table["input_ids"].to_pylist(), table["labels"].to_pylist(), strict=True)
-        tags = [[-100, *[label] * (len(ids) - 2), -100] for ids, label in rows]
-        table = table.set_column(at, "labels", pa.array(tags))
-        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as out:
-            out.write_table(table)
-
-
 @pytest.mark.parametrize(("task", "way"), [(NUMBERS, "prompt"), (NUMBERS, "prefix"), (WORDS, "prefix")])
 def test_virtual_tokens_with_other_kinds_of_label(paths, task, way):
     """What is trained comes back with its prompt or prefix, and answers once for a row, or for each of its tokens."""
@@ -180,7 +178,7 @@ def test_virtual_tokens_with_other_kinds_of_label(paths, task, way):
 
     from tunewright.compute import open_tuned
 
-    (write_tags if task is WORDS else write_numbers)(paths.tokens)
+    relabelled(paths.tokens, tags if task is WORDS else number)
     changes = {"finetuning_type": way, "num_virtual_tokens": 2, "max_steps": 4, "eval_steps": 2, "learning_rate": 0.01}
     report = run(paths, params(**changes), task, seed=1, num_threads=1)
     losses = [entry["eval_loss"] for entry in report.history if "eval_loss" in entry]

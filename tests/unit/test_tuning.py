@@ -33,15 +33,13 @@ def model(family: str) -> Any:
     size = {"vocab_size": 60, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     if family == "gpt2":
         return transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, **size))
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     if family == "llama":
-        shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
         return transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, num_key_value_heads=2, **size))
     if family == "bert":
-        shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
         return transformers.BertForTokenClassification(transformers.BertConfig(**shape, num_labels=len(TAGS), **size))
     if family == "albert":
-        shape = {"hidden_size": 16, "embedding_size": 8, "intermediate_size": 24, "num_attention_heads": 2}
-        return transformers.AlbertForMaskedLM(transformers.AlbertConfig(**shape, num_hidden_layers=2, **size))
+        return transformers.AlbertForMaskedLM(transformers.AlbertConfig(**shape, embedding_size=8, **size))
     shape = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0}
     return transformers.T5ForConditionalGeneration(transformers.T5Config(**shape, **size))
 

@@ -81,8 +81,7 @@ class Task(TaskType):
         Raises
             UserError  when the tokenizer has no token that ends a text.
         """
-        template = self.params.prompt_template or PLACE
-        texts = [template.replace(PLACE, text) for text in rows.column("text").to_pylist()]
+        texts = [self._in_template(text) for text in rows.column("text").to_pylist()]
         encoded, lengths = tokenized(texts, tokenizer.backend, max_length)
         targets = rows.column("target").to_pylist()
         longest = self.params.max_target_length or max_length
@@ -101,7 +100,10 @@ class Task(TaskType):
 
     def asking(self, text: str) -> str:
         """In its template."""
-        return super().asking((self.params.prompt_template or PLACE).replace(PLACE, text))
+        return super().asking(self._in_template(text))
+
+    def _in_template(self, text: str) -> str:
+        return (self.params.prompt_template or PLACE).replace(PLACE, text)
 
     def rows_with_secrets(self, row_ids: list[str], prompts: list[str], secrets: list[str]) -> pa.Table | None:
         """The secret is what is to be written."""
