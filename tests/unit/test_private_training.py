@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from stages.finetune import FinetunePaths, FinetuneReport, run
 from tests.unit.test_finetune import LORA, TASK, logits, params, set_up_here, write_tokens
-from tests.unit.test_fitting import NUMBERS, keeps_the_least, write_numbers
+from tests.unit.test_fitting import NUMBERS, keeps_the_least, number, relabelled
 from tunewright.compute import open_tuned, read_tokens
 from tunewright.errors import UserError
 from tunewright.files import sha256_file
@@ -87,7 +87,7 @@ def test_a_private_training_learns_and_leaves_nothing_of_opacus_behind(paths: Fi
 
 
 def test_of_an_error_the_least_is_the_best(paths: FinetunePaths) -> None:
-    write_numbers(paths.tokens)
+    relabelled(paths.tokens, number)
     little = {"noise_multiplier": 1e-6, "accountant": "rdp"}
     wanted = private(little, metric_for_best_model="eval_rmse", eval_steps=2, learning_rate=1e-3)
     keeps_the_least(run(paths, wanted, NUMBERS, seed=1, num_threads=1), "eval_rmse")
