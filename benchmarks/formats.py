@@ -26,7 +26,7 @@ from typing import Any
 from benchmarks.scratch import table
 from tunewright.answering import Answering
 from tunewright.batches import sorted_batches
-from tunewright.compute import decoder_inputs, open_tuned, read_tokens, set_up
+from tunewright.compute import ADAPTER, decoder_inputs, open_tuned, read_tokens, set_up
 from tunewright.exported import Exported
 from tunewright.files import read_json
 from tunewright.likelihood import token_batches
@@ -34,7 +34,6 @@ from tunewright.params import load_params
 from tunewright.proofs import VERIFIED, writes
 from tunewright.runtime import Runtime
 from tunewright.task import load_task
-from tunewright.tuning import ADAPTER
 
 ROUNDS = 3
 BATCH_SIZE = 32

@@ -53,7 +53,7 @@ WOMEN = (
 )
 
 
-def main(chosen: str, rows: int) -> None:
+def main(chosen: str = "reweigh", rows: int = ROWS) -> None:
     import pyarrow as pa
 
     params: Any = load_params()
@@ -119,7 +119,7 @@ def planted(
 def mitigated(method: str, lexicon: Path, params: Any, task: Any, audit: Any) -> float:
     """Write the weights of train and let them pass; the DPL of train as it is then."""
     chosen = mitigate.MitigateParams(
-        method=method,  # type: ignore[arg-type]
+        method=method,
         sensitive_feature=None if method == "none" else "text.gender",
     )
     paths = mitigate.MitigatePaths(prepared=Path("prepared"), lexicon=lexicon, training_weights=Path("weights.parquet"))
@@ -213,4 +213,4 @@ def shown(measure: Measure) -> str:
 
 
 if __name__ == "__main__":
-    main(*((sys.argv[1:] or ["reweigh"])[:1]), int((sys.argv[2:] or [ROWS])[0]))
+    main(*sys.argv[1:2], *map(int, sys.argv[2:3]))

@@ -106,7 +106,8 @@ def test_a_recipe_runs_to_its_end(recipe, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
     job = load(f"recipes/{recipe}.yaml", changes)
     job.run("export" if recipe in EXPORTED else "gate_model")
-    test = job.reports["evaluate"].splits["test"]
+    evaluated: Any = job.reports["evaluate"]
+    test = evaluated.splits["test"]
     assert test.rows >= 5 and test.metrics
     asked_again(job)
     page = job.path("report_page").read_text(encoding="utf-8")

@@ -45,7 +45,7 @@ def test_several_labels_a_row(predicted):
     assert found["macro_f1"] == pytest.approx((4 / 5 + 1 + 2 / 3) / 3)
     assert found["subset_accuracy"] == 0.5
     # −log of the probability of what is so: σ(z) where the label is there, σ(−z) where it is not.
-    right = [[2, 1, 1], [2, 1, -3], [-0.5, 1, 1], [1, 1, 4]]
+    right = [[2.0, 1.0, 1.0], [2.0, 1.0, -3.0], [-0.5, 1.0, 1.0], [1.0, 1.0, 4.0]]
     loss = sum(math.log(1 + math.exp(-z)) for row in right for z in row) / 12
     assert found["loss"] == pytest.approx(loss, abs=1e-6)
     assert hits(predicted).tolist() == [1.0, 0.0, 0.0, 1.0]

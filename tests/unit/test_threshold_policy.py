@@ -68,7 +68,7 @@ def policy(
         lexicon=LEXICON,
         threshold_policy=folder / "threshold_policy.json",
     )
-    params = ThresholdPolicyParams(constraint=constraint)  # type: ignore[arg-type]
+    params = ThresholdPolicyParams(constraint=constraint)
     limits = AuditDataParams.model_validate(BASE | {"min_group_size": 8} | audit)
     feature = "who" if method == "threshold_optimizer" else None
     report = run(paths, params, TASK, method, feature, limits, privacy=None)
