@@ -1,10 +1,11 @@
-"""Every measure of fairness worked out by hand, beside what the code says: the table of docs/fairness.md, in Markdown.
+"""Every measure of fairness and of memorization worked out by hand, beside what the code says: the table of
+docs/fairness.md, in Markdown.
 
     python -m benchmarks.hand_worked
 
 The arithmetic in the second column is what is calculated: by Python's fractions, exactly, and by `math` where it takes
-a logarithm or a root. Nothing of the code under test has a part in it. tests/unit/test_hand_worked.py holds each
-difference to 1e-9, and the docs to this table.
+a logarithm or a root, or z, the normal quantile of an interval of 95%. Nothing of the code under test has a part in it.
+tests/unit/test_hand_worked.py holds each difference to 1e-9, and the docs to this table.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from statistics import NormalDist
 from types import SimpleNamespace
 from typing import Any
 
 from stages.mitigate import reweigh
+from stages.suites import attribute_report, pair_gaps, preference
 from tunewright.counterfactual import flips
 from tunewright.data_bias import Comparison, FeatureReport, Rows, measure, terms
 from tunewright.group_metrics import Rules, Scored, group_aucs, measure_groups
 from tunewright.groups import Attribute, Lexicon
+from tunewright.memorization import auc, exposure, tpr_at_fpr
+from tunewright.suites import FEMALE, MALE, Pair
 
 # (group, label) → rows by stratum: a has 120 rows, d has 80.
 TRAIN = {
@@ -102,6 +107,43 @@ WEIGHTS = {  # (group, label) → P(g) P(y) / P(g, y)
     ("d", "pos"): "80/200 * 80/200 / (20/200)",
     ("d", "neg"): "80/200 * 100/200 / (60/200)",
 }
+# (the gender that the stereotype expects, ln p of the sentence with "he", with "she"): two preferred, one not, a tie.
+PAIRS = ((MALE, -10, -12), (FEMALE, -9, -8), (FEMALE, -7, -8), (MALE, -5, -5))
+# group → (template, what was written), of which "vile" is hurtful and "I cannot" refuses.
+WRITTEN = {
+    "men": (("was", "kind"), ("was", "vile"), ("went", "I cannot say"), ("went", "far away")),
+    "women": (
+        ("was", "vile vile"),
+        ("was", "very vile"),
+        ("went", "vile"),
+        ("went", "I cannot"),
+        ("went", "a vile place"),
+        ("is", "kind"),  # a template that the men have not
+    ),
+}
+PREFERENCE = {  # of stages.suites.Preference and PairReport
+    "share": "2/3",
+    "share, low": "(2 + z**2/2 - z * sqrt(2*1/3 + z**2/4)) / (3 + z**2)",
+    "share, high": "(2 + z**2/2 + z * sqrt(2*1/3 + z**2/4)) / (3 + z**2)",
+    "gap in ln p": "(0 - 2 + 1 - 1 + 0) / 4",
+}
+COMPLETIONS = {  # the field of stages.suites.GroupReport → of the women, and how that differs from the men
+    "hurtful": ("4/6", "4/6 - 1/4"),
+    "refused": ("1/6", "1/6 - 1/4"),
+    "words": ("(2 + 2 + 1 + 2 + 3 + 1) / 6", "((2 - 1) + (2 - 5/2)) / 2"),
+}
+# What rows of train and rows held out cost the model; a secret that was planted, and seven that were drawn.
+LOSSES = ((1, 2, 2, 4), (2, 3, 5))
+SECRETS = (2, (1, 3, 4, 5, 6, 7, 8))
+MEMORIZATION = {
+    "auc": "(3 + 5/2 + 5/2 + 1) / (4 * 3)",
+    # DeLong's variance: of the shares 1, 5/6, 5/6, 1/3 of the members, and 1/2, 3/4, 1 of the others.
+    "auc, low": (
+        "3/4 - z * sqrt(((1/4)**2 + (1/12)**2 + (1/12)**2 + (5/12)**2) / 3 / 4 + ((1/4)**2 + 0 + (1/4)**2) / 2 / 3)"
+    ),
+    "tpr at an fpr of 1/3": "3/4",
+    "exposure": "ln((7 + 1) / (1 + 1)) / ln(2)",
+}
 
 
 @dataclass(frozen=True)
@@ -129,15 +171,18 @@ OPERATORS: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Pow: operator.pow,
 }
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {"ln": math.log, "sqrt": math.sqrt, "max": max, "min": min, "abs": abs}
+Z = NormalDist().inv_cdf(0.975)
 
 
 def worked_out(arithmetic: str) -> Fraction | float:
-    """The value of whole numbers with + - * / ** and FUNCTIONS; a fraction unless there is a logarithm or a root."""
+    """The value of whole numbers and z with + - * / ** and FUNCTIONS; a fraction where nothing is irrational."""
 
     def value(node: ast.expr) -> Any:
         match node:
             case ast.Constant(value=int(number)):
                 return Fraction(number)
+            case ast.Name(id="z"):
+                return Z
             case ast.BinOp(left=left, op=op, right=right):
                 return OPERATORS[type(op)](value(left), value(right))
             case ast.Call(func=ast.Name(id=name), args=arguments):
@@ -149,8 +194,8 @@ def worked_out(arithmetic: str) -> Fraction | float:
 
 
 def lines() -> list[Line]:
-    """Every measure of the data, then of a classifier."""
-    return [*_of_data(), *_of_model()]
+    """Every measure of the data, of a classifier, of a generator, and of what a model has memorized."""
+    return [*_of_data(), *_of_model(), *_of_generator(), *_of_memory()]
 
 
 def _of_data() -> Iterable[Line]:
@@ -223,6 +268,35 @@ def _of_model() -> Iterable[Line]:
     _, rate, change = flips(before, after, np.array([0.1, -0.6, 0.0, 0.5, -0.2]), RULES)
     yield _line("flip rate", "2/5", rate.value)
     yield _line("mean |Δp|", "(1/10 + 6/10 + 0 + 5/10 + 2/10) / 5", change.value)
+
+
+def _of_generator() -> Iterable[Line]:
+    pairs = [Pair({}, stereotype) for stereotype, _, _ in PAIRS]
+    likelihoods = [{MALE: float(he), FEMALE: float(she)} for _, he, she in PAIRS]
+    share = preference(pairs, likelihoods, 0.95).share
+    assert share is not None
+    gap = pair_gaps(likelihoods, 100, 0.95, 0)[FEMALE]
+    for (name, arithmetic), code in zip(
+        PREFERENCE.items(), (share.value, share.low, share.high, gap.value), strict=True
+    ):
+        yield Line(f"generator: stereotypes preferred, {name}", arithmetic, code)
+    found = attribute_report(WRITTEN, {"vile": "ps"}, ["i cannot"], 100, 0.95, 0)
+    for name, (of_women, difference) in COMPLETIONS.items():
+        value = getattr(found.groups["women"], name)
+        yield Line(f"generator: {name} of women", of_women, value if name == "words" else value.value)
+        yield Line(f"generator: {name}, difference", difference, found.gaps["women"][name].value)
+
+
+def _of_memory() -> Iterable[Line]:
+    import numpy as np
+
+    members, others = (np.array(losses, dtype=float) for losses in LOSSES)
+    area = auc(members, others, 0.95)
+    caught = tpr_at_fpr(members, others, 1 / 3, 100, 0.95, 0)
+    assert caught is not None
+    values = (area.value, area.low, caught.value, exposure(*SECRETS, 0.95).value)
+    for (name, arithmetic), code in zip(MEMORIZATION.items(), values, strict=True):
+        yield Line(f"memorization: {name}", arithmetic, code)
 
 
 def _line(name: str, arithmetic: str, code: float | None) -> Line:

@@ -135,8 +135,8 @@ def run(
     if task.params.type != TASK:
         return _nothing(paths.audit_model_plots, f"a job of type {task.params.type}", f"a job of type {TASK}")
     if not (audit.sensitive_features or audit.intersections):
-        found = "no sensitive feature is named, so no group was compared"
-        return _nothing(paths.audit_model_plots, found, "at least one of audit_data.sensitive_features")
+        unnamed = "no sensitive feature is named, so no group was compared"
+        return _nothing(paths.audit_model_plots, unnamed, "at least one of audit_data.sensitive_features")
     test = read_parquet(paths.prepared / "test.parquet")
     before = read_test(paths.predictions, test)
     if before is None:

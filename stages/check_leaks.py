@@ -296,6 +296,10 @@ def _pieces(files: Iterable[Path], n: int, hashes: WordHashes, most: int) -> Ite
 
     first = rows = size = 0
     held: list[tuple[Hashes, Numbers]] = []
+
+    def piece() -> tuple[int, Hashes, Numbers, int]:
+        return first, np.concatenate([found for found, _ in held]), np.concatenate([places for _, places in held]), rows
+
     for path in files:
         with open_parquet(path) as file:
             for batch in file.iter_batches(BATCH, columns=["text"]):
@@ -303,10 +307,10 @@ def _pieces(files: Iterable[Path], n: int, hashes: WordHashes, most: int) -> Ite
                 held.append((found, places + rows))
                 rows, size = rows + len(batch), size + len(found)
                 if size >= most:
-                    yield first, *map(np.concatenate, zip(*held, strict=True)), rows
+                    yield piece()
                     first, rows, size, held = first + rows, 0, 0, []
     if held:
-        yield first, *map(np.concatenate, zip(*held, strict=True)), rows
+        yield piece()
 
 
 def _metadata_columns(columns: list[str], task_columns: tuple[str, ...]) -> list[str]:

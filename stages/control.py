@@ -298,7 +298,7 @@ def _abstention(asked: Abstain, sure: dict[str, np.ndarray], wrong: dict[str, np
     elif rule == "min_coverage":
         below = threshold_for_coverage(points, limit)
     splits = {split: _answered(sure[split], wrong[split], below or 0.0, level) for split in sure}
-    return Abstention(rule=rule, limit=limit, abstain_below=below, splits=splits)  # type: ignore[arg-type]
+    return Abstention(rule=rule, limit=limit, abstain_below=below, splits=splits)
 
 
 def _answered(sure: np.ndarray, wrong: np.ndarray, below: float, level: float) -> Answered:

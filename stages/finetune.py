@@ -230,7 +230,7 @@ def _train(
     parameters = sum(weights.numel() for weights in model.parameters())
     expected = None if private is None else _some_logits(model, task, validation)
     weights_file = _save(model, task, paths, params)
-    if private is None:
+    if expected is None:
         trainer.train_sampler.set_epoch(0)
         padded = padded_to_real(trainer.train_sampler.lengths, trainer.train_sampler.batches())
     else:
@@ -303,7 +303,8 @@ def _disk_bytes(model: Any, params: FinetuneParams) -> int:
     trained = [weights for weights in model.parameters() if weights.requires_grad]
     states = optimizer_bytes(params.optim, [tuple(weights.shape) for weights in trained], params.momentum)
     checkpoint = sum(weights.nbytes for weights in trained) + states
-    return (params.save_total_limit + 2) * checkpoint + 2 * sum(weights.nbytes for weights in model.parameters())
+    tuned = sum(weights.nbytes for weights in model.parameters())
+    return int((params.save_total_limit + 2) * checkpoint + 2 * tuned)
 
 
 def _found_rate(report: Path) -> float:

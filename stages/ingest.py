@@ -257,7 +257,7 @@ def run(paths: IngestPaths, params: IngestParams, task: TaskType) -> IngestRepor
     if faults:
         raise UserError("\n".join(faults))
     columns = ("row_id", "source", "line", *task.columns, *kept_columns)
-    kinds = {"set": _lists, "sequence": _lists, "number": _numbers}
+    kinds: dict[str, Callable[[list[Any]], pa.Array]] = {"set": _lists, "sequence": _lists, "number": _numbers}
     label = {"label": kinds[task.label_kind]} if task.label_kind in kinds else {}
     reports: list[SourceReport] = []
     failed = None
@@ -678,7 +678,7 @@ class _Reader:
         if column is None or not self._ids.again:
             return
         first: dict[str, tuple[str, Any]] = {}
-        pairs = []
+        pairs: list[str] = []
         text = self._columns[self._task.columns[0]]
         for found in sources.records(self._path, self._source.kind, self._source, self._limit):
             if len(pairs) == SHOWN:

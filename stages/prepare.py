@@ -129,7 +129,7 @@ class PrepareParams(Section):
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
-        needed = {
+        needed: dict[str, dict[str, Any]] = {
             "text": {},
             "group": {"group_column": self.group_column},
             "time": {
@@ -138,8 +138,8 @@ class PrepareParams(Section):
                 "test_from": self.test_from,
             },
             "given": {"split_column": self.split_column},
-        }[self.split_by]
-        missing = [key for key, value in needed.items() if value is None]
+        }
+        missing = [key for key, value in needed[self.split_by].items() if value is None]
         if missing:
             raise ValueError(f"a value for {', '.join(missing)}, because split_by is {self.split_by}")
         if self.split_by == "time":
@@ -443,7 +443,7 @@ def _look(
     lacking = _missing("text", texts, forms)
     lacking = _missing("target", targets or [], target_forms) | lacking
     codes = labels.of(batch, lacking)
-    for row, reason in (spoilt | lacking).items():
+    for row, reason in {**spoilt, **lacking}.items():
         rows.reason[start + row] = CODE[reason]
     usable = [row for row in range(len(batch)) if row not in lacking and row not in spoilt]
     if not usable:

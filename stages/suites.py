@@ -261,7 +261,8 @@ def _nothing_asked(task: TaskType) -> list[Finding]:
 def _measured(asked: _Model, data: Path, params: SuitesParams, statistics: _Statistics) -> ModelReport:
     lexicon = read_lexicon(data / "lexicon/hurtful_words.tsv")
     refusals = read_refusals(data / "lexicon/refusals.txt")
-    pairs, completions = {}, {}
+    pairs: dict[str, PairReport] = {}
+    completions: dict[str, dict[str, AttributeReport]] = {}
     for suite in params.suites:
         if suite == "winobias":
             pairs[suite] = _pair_report(asked, winobias(data / suite), params.max_sentences, statistics)
@@ -298,7 +299,7 @@ def _pair_report(asked: _Model, found: Pairs, most: int, statistics: _Statistics
             for gender in (MALE, FEMALE)
             if gender in expected
         },
-        gaps=_gaps(likelihoods, statistics),
+        gaps=pair_gaps(likelihoods, statistics.samples, statistics.confidence_level, statistics.seed),
     )
 
 
@@ -323,7 +324,13 @@ def preference(pairs: Sequence[Pair], likelihoods: Sequence[Mapping[str, float]]
     return Preference(pairs=compared, ties=ties, share=_rate(preferred, compared, level) if compared else None)
 
 
-def _gaps(likelihoods: Sequence[Mapping[str, float]], statistics: _Statistics) -> dict[str, Estimate]:
+def pair_gaps(
+    likelihoods: Sequence[Mapping[str, float]], bootstrap_samples: int, confidence_level: float, seed: int
+) -> dict[str, Estimate]:
+    """Gender → ln p of the sentences with its pronouns − ln p with the male ones, in nats: the mean over all pairs.
+
+    likelihoods: of each pair, ln p by gender.
+    """
     import numpy as np
 
     found = {
@@ -331,7 +338,7 @@ def _gaps(likelihoods: Sequence[Mapping[str, float]], statistics: _Statistics) -
         for gender in (FEMALE, NEUTRAL)
         if all(gender in one for one in likelihoods)
     }
-    return bootstrap(found, len(likelihoods), statistics.samples, statistics.confidence_level, statistics.seed)
+    return bootstrap(found, len(likelihoods), bootstrap_samples, confidence_level, seed)
 
 
 def _costs(asked: _Model, texts: Sequence[str]) -> np.ndarray:
@@ -602,8 +609,8 @@ def _judged(
     warn, fail = limits
     if size < params.min_group_size:
         return "insufficient"
-    gated = fail is not None and size >= params.min_gate_group_size
-    if gated and (found.low > ideal + fail or found.high < ideal - fail):
+    gated = size >= params.min_gate_group_size
+    if fail is not None and gated and (found.low > ideal + fail or found.high < ideal - fail):
         return "fail"
     return "warn" if abs(found.value - ideal) > warn else "pass"
 

@@ -211,7 +211,7 @@ def _fit(
     from fairlearn.postprocessing import ThresholdOptimizer
     from sklearn.base import BaseEstimator, ClassifierMixin
 
-    class Scores(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    class Scores(ClassifierMixin, BaseEstimator):
         """The classifier whose scores are its input (N, 1), as Fairlearn asks one."""
 
         classes_ = (0, 1)

@@ -7,7 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.hand_worked import ACROSS, AGAINST, AUCS, DATA, GROUP, lines, markdown, worked_out
+from benchmarks.hand_worked import (
+    ACROSS,
+    AGAINST,
+    AUCS,
+    COMPLETIONS,
+    DATA,
+    GROUP,
+    MEMORIZATION,
+    PREFERENCE,
+    lines,
+    markdown,
+    worked_out,
+)
+from stages import memorization, suites
 from tunewright import data_bias, group_metrics
 
 DOCS = Path(__file__).parents[2] / "docs/fairness.md"
@@ -31,9 +44,21 @@ def test_no_measure_is_left_out() -> None:
     ):
         measures = {name for name, field in model.model_fields.items() if field.annotation is group_metrics.Measure}
         assert set(told) == measures
+    for told, models in (
+        (PREFERENCE, (suites.Preference,)),
+        (COMPLETIONS, (suites.GroupReport,)),
+        (MEMORIZATION, (memorization.Attack, memorization.Exposed)),
+    ):
+        estimates = {
+            name
+            for model in models
+            for name, field in model.model_fields.items()
+            if "Estimate" in str(field.annotation)
+        }
+        assert estimates and estimates <= {name.split()[0].rstrip(",") for name in told}
 
 
-def test_arithmetic_is_exact_unless_it_takes_a_logarithm_or_a_root() -> None:
+def test_arithmetic_is_exact_where_nothing_in_it_is_irrational() -> None:
     assert worked_out("1/3 + 1/6 - max(1/4, 1/5)**2") == Fraction(7, 16)
     assert worked_out("2 * ln(1) + sqrt(4)") == 2.0
     for wrong in ("x", "1.5", "open(1)"):
