@@ -17,6 +17,7 @@ from tunewright.errors import EXIT_DISK_FULL, UserError
 from tunewright.files import no_space
 from tunewright.stage import MEMORY_HINT
 
+LOCK_FILE = Path("dvc.lock")
 MEND_LOCK_FILE = "`tunewright repair` puts the last good one back."
 MEND_RWLOCK = "`tunewright repair` removes it where no process can hold it."
 _MOST_CHARACTERS = 900  # so that a fault goes through a pipe in one piece

@@ -15,8 +15,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from flows import graph
+from flows.faults import LOCK_FILE
 from flows.git import git
-from flows.repair import LOCK_FILE
 from flows.scoring import MANIFEST
 from flows.verify import recorded
 from tunewright.files import read_json, sha256_file

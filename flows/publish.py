@@ -26,9 +26,9 @@ from flows.comparing import revision
 from flows.git import git
 from flows.promotion import refuse_unfit
 from flows.provenance import converted, hashed, in_words, provenance
-from flows.published import COMMON, PROVENANCE, listed
+from flows.published import COMMON, PROVENANCE, SBOM_FILE, listed
 from flows.sbom import sbom
-from flows.scoring import MANIFEST, SBOM_FILE
+from flows.scoring import MANIFEST
 from flows.verify import verify
 from tunewright.errors import GateClosed, UserError
 from tunewright.files import atomic_folder, write_json, write_text

@@ -21,6 +21,8 @@ from flows.verify import Mismatch, against_manifest, count, short
 from tunewright.errors import UserError
 
 PROVENANCE = "provenance.json"
+SBOM_FILE = "sbom.cdx.json"
+"""The bill of materials; it names the version that has written the folder."""
 COMMON = ("commit", "model_sha256", "opset_version", "passed", "chain")
 """What MANIFEST.json says beside its files; provenance.json says it too."""
 

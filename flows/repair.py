@@ -20,12 +20,11 @@ from typing import Any
 import psutil
 
 from flows import console
-from flows.faults import MEND_LOCK_FILE
+from flows.faults import LOCK_FILE, MEND_LOCK_FILE
 from tunewright.errors import UserError
 from tunewright.files import no_space, write_text
 from tunewright.stage import STATE
 
-LOCK_FILE = Path("dvc.lock")
 KEPT = STATE / "dvc.lock"
 """dvc.lock as it stood when the latest run began that had anything to do."""
 BROKEN = STATE / "dvc.lock.broken"

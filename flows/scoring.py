@@ -46,8 +46,6 @@ from tunewright.stage import QUIET, SPIN, sole
 from tunewright.task import TaskType, load_task
 
 MANIFEST = "MANIFEST.json"
-SBOM_FILE = "sbom.cdx.json"
-"""The bill of materials of a published folder; it names the version that has written it."""
 NOT_LISTED = (MANIFEST,)
 OPENED = (".jinja", ".json", ".model", ".onnx", ".py", ".safetensors")
 """How files end that Transformers, PEFT or ONNX Runtime open."""

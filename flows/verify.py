@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import graph
-from flows.repair import LOCK_FILE
+from flows.faults import LOCK_FILE
 from flows.scoring import MANIFEST
 from tunewright.errors import UserError
 from tunewright.files import read_json, sha256_file, sha256_tree

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from flows import graph, registry
 from flows.git import git
-from flows.scoring import MANIFEST, SBOM_FILE, Scored, Wish, check_listed, listed_files, score
+from flows.published import SBOM_FILE
+from flows.scoring import MANIFEST, Scored, Wish, check_listed, listed_files, score
 from tunewright.errors import UserError
 from tunewright.files import write_text
 from tunewright.params import PARAMS_FILE, Params, load_params
