@@ -204,9 +204,15 @@ def run(
                 _check_logits(name, apart, params)
                 continuation = _continued(runtime, model, prompts, params) if writes(task) else None
                 table = on_test.predictions(AsModel(runtime, model))
-            change = paired(task, table, reference, [on_test.metric], evaluate, seed)[on_test.metric]
-            found = on_test.value(table)
-            _check_metric(name, on_test.metric, tuned, found, change, params)
+                found = on_test.value(table)
+                change = paired(task, table, reference, [on_test.metric], evaluate, seed)[on_test.metric]
+                if formats.load(name).QUANTIZED:
+                    _check_loss(name, on_test.metric, tuned, found, change, params)
+                elif not (close(found, tuned) or on_test.only_ties_differ(runtime, model, tuned)):
+                    raise UserError(
+                        f"convert: {name} has {on_test.metric} {found:.6g} on test, and the tuned model {tuned:.6g}; "
+                        f"expected the same. The last converted models are kept. Take {name} out of convert.formats."
+                    )
             verified[name] = Verified(
                 format=name,
                 model_sha256=manifest["model_sha256"],
@@ -420,19 +426,13 @@ def _check_logits(name: str, found: Parity, params: ConvertParams) -> None:
         )
 
 
-def _check_metric(name: str, metric: str, tuned: float, found: float, change: Estimate, params: ConvertParams) -> None:
-    kept = f"The last converted models are kept. Take {name} out of convert.formats"
-    if formats.load(name).QUANTIZED:
-        if -change.value > params.max_metric_loss:
-            raise UserError(
-                f"convert: {name} has {metric} {found:.4f} on test, and the tuned model {tuned:.4f}: a loss of "
-                f"{-change.value:.4f} ({-change.high:.4f} to {-change.low:.4f}); expected at most "
-                f"convert.max_metric_loss: {params.max_metric_loss:g}. {kept}, or allow a larger loss."
-            )
-    elif not close(found, tuned):
+def _check_loss(name: str, metric: str, tuned: float, found: float, change: Estimate, params: ConvertParams) -> None:
+    if -change.value > params.max_metric_loss:
         raise UserError(
-            f"convert: {name} has {metric} {found:.6g} on test, and the tuned model {tuned:.6g}; expected the same. "
-            f"{kept}."
+            f"convert: {name} has {metric} {found:.4f} on test, and the tuned model {tuned:.4f}: a loss of "
+            f"{-change.value:.4f} ({-change.high:.4f} to {-change.low:.4f}); expected at most "
+            f"convert.max_metric_loss: {params.max_metric_loss:g}. The last converted models are kept. "
+            f"Take {name} out of convert.formats, or allow a larger loss."
         )
 
 

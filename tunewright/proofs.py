@@ -29,6 +29,9 @@ LIKELIHOOD = "bits_per_byte"
 """The metric of a model that writes text: of all of test, in one pass, whether or not the job's own is of texts."""
 ROUNDING = 1e-4
 """How much of a metric the last digits of the logits may change, of itself where it is above 1."""
+TIE = 1e-4
+"""How far a form's logits may be from the tuned model's where it answers otherwise, for two answers to be as good as
+equal there."""
 
 
 class HashedFile(BaseModel):
@@ -123,6 +126,15 @@ class OnTest:
         found: float = report["splits"]["test"]["metrics"][self.metric]["value"]
         return found
 
+    def only_ties_differ(self, form: Answering, model: Any, tuned: float) -> bool:
+        """Whether a form has another metric than `tuned` by rounding alone: two logits of the tuned model are as good
+        as equal, and the other one is the larger here. So it is where the tuned model itself gives `tuned`, and no
+        logit of all that is asked about test lies further than TIE from its own. What a text costs has no ties."""
+        if writes(self.task):
+            return False
+        asked = _Both(form, model)
+        return close(self.value(self.predictions(asked)), tuned) and asked.max_abs_difference <= TIE
+
 
 class AsModel:
     """A form in its own process, where `TaskType.predict` expects a model of PyTorch.   model: the tuned one."""
@@ -147,3 +159,20 @@ class AsModel:
 
         logits = self._form.logits({name: values.numpy() for name, values in inputs.items()})
         return SimpleNamespace(logits=torch.from_numpy(logits))
+
+
+class _Both(AsModel):
+    """The tuned model, whose answers these are; and how far those of a form are from them at most."""
+
+    def __init__(self, form: Answering, model: Any) -> None:
+        super().__init__(form, model)
+        self._model = model
+        self.max_abs_difference = 0.0
+
+    def __call__(self, **inputs: Any) -> Any:
+        tuned = self._model(**inputs)
+        apart = (super().__call__(**inputs).logits - tuned.logits).abs()
+        if apart.ndim == 3:  # what stands at padding means nothing
+            apart = apart[inputs["attention_mask"].bool()]
+        self.max_abs_difference = max(self.max_abs_difference, float(apart.max()))
+        return tuned

@@ -17,14 +17,16 @@ import pytest
 from stages.export import ExportParams, ExportPaths, ExportReport, _check_logits, _write_generation_config, run
 from tests.exported import evaluated, passed
 from tunewright.chat_templates import PLAIN
+from tunewright.compute import open_tuned
 from tunewright.control import Control
 from tunewright.errors import GateClosed, UserError
 from tunewright.exported import Exported
-from tunewright.files import sha256_file, sha256_tree, write_json, write_parquet
+from tunewright.files import read_parquet, sha256_file, sha256_tree, write_json, write_parquet
 from tunewright.generation import GenerationParams, write
 from tunewright.language_model import Writer
 from tunewright.model_card import loading
 from tunewright.parity import Batch, compared_step, parity
+from tunewright.proofs import AsModel, OnTest
 from tunewright.task import Predicting, TaskType
 from tunewright.task_types import causal_lm, chat, instruction, seq2seq_lm
 from tunewright.task_types.text_classification import Task, TaskParams
@@ -191,6 +193,36 @@ def test_another_metric_than_was_evaluated_is_refused_and_the_last_export_stays(
         export(paths, PARAMS.model_copy(update={"onnx": False}))
     assert [found.name for found in tmp_path.glob("export/*")] == ["old"]
     assert not list(tmp_path.glob(".export*"))
+
+
+def answering(tuned: Path, folder: Path, *logits: float) -> Path:
+    """The tuned model with another head: these are its logits of every text."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tuned, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.weight"].zero_()
+    weights["classifier.bias"] = weights["classifier.bias"].new_tensor(logits)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_of_two_answers_that_are_as_good_as_equal_a_form_may_give_either(tuned, tmp_path):
+    """Runtimes differ in the last digits of logits, and so in their answers to a text for which two logits tie."""
+    of_two = [LABELS[0]] * 20 + [LABELS[1]] * 10
+    paths = project(answering(tuned, tmp_path / "tied", 0.0, 0.0, -1.0), tmp_path)
+    test = read_parquet(paths.prepared / "test.parquet")
+    test = test.set_column(test.column_names.index("label"), "label", [of_two])
+    on_test = OnTest(TASK, paths.tuned_model, test, paths.tokens, EVALUATE, seed=1)
+    model = open_tuned(TASK, paths.tuned_model).eval()
+    value = on_test.value(on_test.predictions(model))
+    assert value == pytest.approx(2 / 3)
+    for name, second, only_ties in (("a hair above", 5e-5, True), ("another model", 2e-4, False)):
+        with Exported("safetensors", answering(tuned, tmp_path / name, 0.0, second, -1.0), 1) as form:
+            assert on_test.value(on_test.predictions(AsModel(form, model))) == pytest.approx(1 / 3)
+            assert on_test.only_ties_differ(form, model, value) is only_ties
+            # A report of another model's metric is not explained by ties.
+            assert not on_test.only_ties_differ(form, model, value + 0.001)
 
 
 @pytest.mark.parametrize("what", ["tuned_model", "control", "tokens", "card", "threshold_policy"])
