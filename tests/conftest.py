@@ -21,6 +21,8 @@ from ruamel.yaml import YAML
 # Before PyTorch is imported: with models as small as these a second thread only waits, and while it waits it spins, on
 # a core that another worker needs. What a test trains by `num_threads` has as many as that says.
 os.environ |= {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "10000"}
+# Or each of a thousand processes would compile the project anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 REPOSITORY = Path(__file__).parent.parent
 ROWS = 700

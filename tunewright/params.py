@@ -68,7 +68,7 @@ PEER_NAMES = {
 class Section(BaseModel):
     """The base of every section of params.yaml: unknown keys, NaN and wrong types are faults; values are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=(), defer_build=True)
 
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -271,7 +271,8 @@ def _read(path: Path) -> tuple[dict[str, Any], Any]:
     yaml.allow_duplicate_keys = True  # `_duplicates` lists them, beside all other faults
     try:
         text = path.read_text(encoding="utf-8")
-        raw, root = yaml.load(text), yaml.compose(text)
+        root = yaml.compose(text)
+        raw = None if root is None else yaml.constructor.construct_document(root)
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found. Run from the project's folder, the one that holds params.yaml.") from error
     except UnicodeDecodeError as error:

@@ -32,7 +32,7 @@ class RowAccount(BaseModel):
 class Report(BaseModel):
     """The base of every stage's report. A stage that does not apply to a job reports `applies: false`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     applies: bool = True
     rows: RowAccount | None = None
