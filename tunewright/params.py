@@ -68,7 +68,14 @@ PEER_NAMES = {
 class Section(BaseModel):
     """The base of every section of params.yaml: unknown keys, NaN and wrong types are faults; values are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=(), defer_build=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        defer_build=True,  # each is built once, in the model of the whole file, and not by itself before
+    )
 
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

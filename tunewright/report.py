@@ -32,6 +32,7 @@ class RowAccount(BaseModel):
 class Report(BaseModel):
     """The base of every stage's report. A stage that does not apply to a job reports `applies: false`."""
 
+    # Built late: most are never used by a process.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     applies: bool = True
