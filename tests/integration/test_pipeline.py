@@ -617,6 +617,8 @@ CHANGES = [
             "evaluate",
             "audit_model",
             "explain",
+            "memorization",
+            "suites",
             "report",
             "card",
             "export",
