@@ -5,14 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from pydantic import ValidationError
 
 from stages.finetune import FinetunePaths, run
@@ -96,15 +94,6 @@ function* f(n) {
 }
 """
 SENTINELS = ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """A second thread only waits, with models as small as these."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -223,6 +223,8 @@ def test_of_two_answers_that_are_as_good_as_equal_a_form_may_give_either(tuned, 
             assert on_test.only_ties_differ(form, model, value) is only_ties
             # A report of another model's metric is not explained by ties.
             assert not on_test.only_ties_differ(form, model, value + 0.001)
+    with Exported("safetensors", answering(tuned, tmp_path / "no number", 0.0, float("nan"), -1.0), 1) as form:
+        assert not on_test.only_ties_differ(form, model, value)
 
 
 @pytest.mark.parametrize("what", ["tuned_model", "control", "tokens", "card", "threshold_policy"])

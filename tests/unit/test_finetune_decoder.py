@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,6 @@ from tunewright.tokenizer import open_tokenizer
 
 TASK = chat.Task(chat.TaskParams(type="chat"))
 ANSWERS = {"Good film?": "Yes", "Bad film?": "No"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """A second thread only waits, with models as small as these."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def params(**changes: Any) -> FinetuneParams:
